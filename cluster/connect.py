@@ -1,0 +1,72 @@
+"""Joining a Ray cluster, or making a small one on this machine for the length of a command."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+
+from cluster.store import ClusterError
+
+# Read by Ray's processes when they start, so they are set before a local cluster is made; on a cluster made
+# by `ray up` the same settings stand in cluster.yaml.
+ENVIRONMENT = {
+    # Ray 2.60 turns token authentication on by itself and writes a token file under the home folder, which
+    # every later cluster of that user then demands. A cluster on loopback for one command needs none.
+    "RAY_AUTH_MODE": "disabled",
+    # Requests go from HAProxy straight to a replica instead of through Ray's Python proxy, which costs
+    # more than the model does.
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    # A report() is answered at the next health check: the default of 2 s would bound reports to one in 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@contextlib.contextmanager
+def connected(
+    address: str | None = None, *, cpus: int | None = None, object_store_bytes: int | None = None
+) -> Iterator[None]:
+    """A connection to Ray while the block runs.
+
+    Joins `address`, else the cluster that RAY_ADDRESS names (as it does inside a submitted job), else makes
+    a cluster on this machine and takes it down again afterwards. Does nothing where Ray is connected already.
+
+    Raises:
+        ClusterError: there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    local = address == "local"
+    try:
+        ray.init(
+            address=address,
+            num_cpus=cpus if local else None,
+            object_store_memory=object_store_bytes if local else None,
+            include_dashboard=False if local else None,
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def log_folder() -> Path | None:
+    """Where the connected cluster's processes on this machine log, for pointing a user there."""
+    node = getattr(ray._private.worker, "_global_node", None)
+    return Path(node.get_logs_dir_path()) if node else None

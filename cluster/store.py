@@ -1,0 +1,182 @@
+"""The store: where artifacts live, on a local disk or any filesystem that fsspec knows (s3, gs, NFS).
+
+    <store>/<stage>/<fingerprint>/            an artifact: a stage's output folder
+    <store>/<stage>/<fingerprint>/artifact.json   its record, written last: a folder without one is unfinished
+
+Object stores cannot rename a folder, so the record is the commit: readers look at nothing else to decide
+whether an artifact is there, and a single object or `os.replace` makes it appear whole.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+RECORD = "artifact.json"
+
+
+class ClusterError(Exception):
+    """Something about the place where Shoal runs (store, disk, Ray) is not as it must be: one sentence."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `artifact.json` holds: where an artifact comes from and what it measured."""
+
+    stage: str
+    fingerprint: str
+    settings: dict[str, Any]
+    """The stage's settings that decided the outcome."""
+    inputs: dict[str, str]
+    """The fingerprint of each input artifact by stage, and of the source data under `data`."""
+    versions: dict[str, str]
+    metrics: dict[str, Any]
+    recipe: str = ""
+    seconds: float = 0.0
+    bytes: int = 0
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage's output folder and its record."""
+
+    path: UPath
+    record: Record
+
+
+@dataclass(frozen=True)
+class Store:
+    """Artifacts under one root folder or bucket prefix."""
+
+    root: UPath
+
+    @classmethod
+    def open(cls, url: str) -> "Store":
+        """Opens (and makes, where need be) the store at `url` and checks that it can be written to.
+
+        Raises:
+            ClusterError: the store cannot be reached or written.
+        """
+        root = UPath(url).expanduser() if "://" not in url else UPath(url)
+        if root.protocol in ("", "file"):
+            root = UPath(Path(root.path).absolute())
+        with telling_storage_errors(f"the store {url}"):
+            root.mkdir(parents=True, exist_ok=True)
+            probe = root / f".probe-{uuid.uuid4().hex}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        return cls(root)
+
+    def folder(self, stage: str, fingerprint: str) -> UPath:
+        """Where the artifact stands, finished or not."""
+        return self.root / stage / fingerprint
+
+    def find(self, stage: str, fingerprint: str) -> Artifact | None:
+        """The finished artifact, or None."""
+        return read_artifact(self.folder(stage, fingerprint))
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Every finished artifact, stage by stage."""
+        for stage in sorted(folder for folder in self.root.iterdir() if folder.is_dir()):
+            for folder in sorted(stage.iterdir()):
+                if artifact := read_artifact(folder):
+                    yield artifact
+
+    def commit(self, record: Record) -> Artifact:
+        """Makes the folder's content an artifact by writing its record."""
+        folder = self.folder(record.stage, record.fingerprint)
+        size = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+        record = Record(**{**asdict(record), "bytes": size})
+        with telling_storage_errors(str(folder)):
+            write_whole(folder / RECORD, json.dumps(asdict(record), indent=2, ensure_ascii=False))
+        return Artifact(folder, record)
+
+
+def read_artifact(folder: UPath) -> Artifact | None:
+    """The artifact at `folder`, or None where none was finished."""
+    try:
+        text = (folder / RECORD).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Artifact(folder, Record(**json.loads(text)))
+
+
+def write_whole(path: UPath, text: str) -> None:
+    """Writes a small file so that readers see all of it or none: renamed into place where files are local."""
+    if not is_local(path):
+        path.write_text(text, encoding="utf-8")
+        return
+    local = Path(path.path)
+    partial = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(local)
+
+
+def is_local(path: UPath) -> bool:
+    """Whether `path` is on this machine's (or a mounted) filesystem."""
+    return path.protocol in ("", "file")
+
+
+def remove_tree(path: UPath) -> None:
+    """Removes a folder and all in it, if it is there."""
+    if is_local(path):
+        shutil.rmtree(path.path, ignore_errors=True)
+    elif path.exists():
+        path.fs.rm(path.path, recursive=True)
+
+
+def upload_tree(source: Path, target: UPath) -> None:
+    """Copies a local folder's content into `target`."""
+    with telling_storage_errors(str(target)):
+        for file in sorted(entry for entry in source.rglob("*") if entry.is_file()):
+            destination = target / file.relative_to(source).as_posix()
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            destination.fs.put_file(str(file), destination.path)
+
+
+@contextlib.contextmanager
+def local_copy(source: UPath) -> Iterator[Path]:
+    """`source` as a local folder: itself where it is local, else a copy that is removed afterwards."""
+    if is_local(source):
+        yield Path(source.path)
+        return
+    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
+        for entry in source.rglob("*"):
+            if entry.is_file():
+                target = Path(folder) / entry.relative_to(source).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                entry.fs.get_file(entry.path, str(target))
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def telling_storage_errors(what: str) -> Iterator[None]:
+    """Turns a full disk, a missing permission or an unreachable bucket into one sentence about `what`."""
+    try:
+        yield
+    except ClusterError:
+        raise
+    except OSError as error:
+        reason = {
+            errno.ENOSPC: "no space is left there; free some and run the same command again",
+            errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+            errno.EACCES: "permission is denied; choose another with `store=PATH`",
+            errno.EPERM: "permission is denied; choose another with `store=PATH`",
+            errno.EROFS: "the filesystem is read-only; choose another with `store=PATH`",
+            errno.ENOTDIR: "a part of the path is a file, not a folder; choose another with `store=PATH`",
+        }.get(error.errno or 0, str(error) or type(error).__name__)
+        raise ClusterError(f"cannot write to {what}: {reason}.") from error

@@ -1,0 +1,50 @@
+"""The base of every settings model, and the error that tells a user what to mend."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+class InputError(Exception):
+    """A mistake in what the user gave (data, recipe, request): one sentence that says what and where."""
+
+
+def execution(default: Any = ..., **field: Any) -> Any:
+    """A field that says how a stage runs (workers, intervals), not what it makes.
+
+    Such fields stay out of the fingerprint: a run with other workers finds the same artifact.
+    """
+    return Field(default, json_schema_extra={"execution": True}, **field)
+
+
+class Settings(BaseModel):
+    """Settings of one stage or part: immutable, described at each field, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The values that decide the outcome, as plain JSON types: what a fingerprint is taken of."""
+        return {
+            name: _plain(getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if not _is_execution(field)
+        }
+
+
+def _is_execution(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("execution"))
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Settings():
+            return value.identity()
+        case BaseModel():
+            return value.model_dump(mode="json")
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case _:
+            return value

@@ -1,0 +1,1 @@
+"""What you ask for: the recipe's schema, its reading, and the plan that follows from it."""

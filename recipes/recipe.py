@@ -1,0 +1,37 @@
+"""The recipe: what a user asks for, from raw text to the endpoint, in one validated document."""
+
+from pydantic import Field, model_validator
+
+from models.settings import Settings, execution
+from pipelines.evaluate import EvaluateSettings
+from pipelines.finetune import FinetuneSettings, ScratchEncoder
+from pipelines.prepare import PrepareSettings
+from pipelines.sources import DataSettings
+from serve.settings import ServeSettings
+
+
+class Recipe(Settings):
+    """A recipe. Every value has a default but the data, its labels and the encoder."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Names the model; lower case, digits, - and _.")
+    store: str = execution("shoal-store", description="Where artifacts live: a folder, or s3://BUCKET/PREFIX.")
+    data: DataSettings
+    prepare: PrepareSettings = PrepareSettings()
+    finetune: FinetuneSettings
+    evaluate: EvaluateSettings = EvaluateSettings()
+    serve: ServeSettings = ServeSettings()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Recipe":
+        if not self.data.labels:
+            raise ValueError("data.labels: name at least one column to predict")
+        if isinstance(self.finetune.encoder, ScratchEncoder) and self.prepare.tokenizer is None:
+            raise ValueError("prepare.tokenizer: an encoder from scratch needs one, for example {vocabulary: 8000}")
+        if self.finetune.workers > self.finetune.lanes:
+            raise ValueError(
+                f"finetune.workers: {self.finetune.workers} workers need as many lanes, but finetune.lanes is "
+                f"{self.finetune.lanes}"
+            )
+        if missing := set(self.evaluate.slices) - set(self.data.columns):
+            raise ValueError(f"evaluate.slices: {', '.join(sorted(missing))} is not kept by data.columns")
+        return self

@@ -1,0 +1,1 @@
+"""What answers: the HTTP face and the classifier behind it."""

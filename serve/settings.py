@@ -1,0 +1,22 @@
+"""How the endpoint answers and scales."""
+
+from pydantic import Field
+
+from models.settings import Settings
+
+
+class ServeSettings(Settings):
+    """The endpoint's address, limits and scaling."""
+
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    port: int = Field(8000, ge=1, le=65535, description="The port to listen on.")
+    min_replicas: int = Field(1, ge=1, description="Replicas kept when idle.")
+    max_replicas: int = Field(4, ge=1, description="Replicas under load.")
+    target_requests: float = Field(8, gt=0, description="Requests in progress per replica that autoscaling aims at.")
+    cpus: float = Field(1, gt=0, description="CPUs of a replica.")
+    gpus: float = Field(0, ge=0, description="GPUs of a replica.")
+    batch_tokens: int = Field(4096, ge=16, description="Tokens, padding included, of one batch at most.")
+    max_texts: int = Field(256, ge=1, description="Texts of one request at most.")
+    max_body_bytes: int = Field(2_000_000, ge=1024, description="Bytes of a request's body at most.")
+    body_timeout_s: float = Field(10.0, gt=0, description="Seconds a client has to send its body.")
+    max_queued: int = Field(512, ge=1, description="Requests waiting at a replica at most; beyond them, 429.")
