@@ -1,0 +1,16 @@
+"""Fixtures that all tests share: one Ray cluster, and small models and data made on the spot."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from cluster.connect import connected
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray cluster for the whole test session."""
+    with connected("local", cpus=4, object_store_bytes=400_000_000):
+        yield
+    assert not ray.is_initialized()
