@@ -35,7 +35,7 @@ $(READY): requirements.lock requirements-data.lock pyproject.toml
 	@touch $@
 
 demo: $(READY) ## Tweets to a live endpoint, asked a few questions: the whole way, once.
-	@$(BIN)/shoal serve $(RECIPE) --port 0 \
+	@$(BIN)/shoal serve $(RECIPE) \
 	    --ask "@united my flight was cancelled and nobody at the desk could tell me why" \
 	    --ask "@SouthwestAir thank you, the crew on the flight to Denver was wonderful!" \
 	    --ask "@JetBlue do you fly from Boston to Aruba in March?"
