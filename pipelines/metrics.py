@@ -9,7 +9,7 @@ One label column has plain keys (`accuracy`), several have `COLUMN.accuracy`. A 
     micro_f1         F1 of all decisions together (equals accuracy for a single label)
     log_loss, ece    negative log likelihood (nats), expected calibration error: less is better, so no gate
 
-Classes that hold in a multi-label column are those with a probability above a half, that is, a logit above 0.
+Classes that hold in a multi-label column are those with a probability of at least a half, that is, a logit of at least 0.
 """
 
 import difflib
@@ -119,7 +119,7 @@ def labelled(labels: Labels) -> npt.NDArray[np.bool_]:
 
 def decide(logits: Floats, multi: bool) -> Labels:
     """The predicted class [n], or the classes that hold [n, classes]."""
-    return logits > 0 if multi else logits.argmax(axis=1)
+    return logits >= 0 if multi else logits.argmax(axis=1)
 
 
 def class_scores(decided: Labels, labels: Labels, classes: int) -> ClassScores:
