@@ -1,79 +1,206 @@
 """The front door: the `shoal` command. Parses, calls, and tells mistakes in one sentence."""
 
+import json
+import os
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from cluster.logs import CommandLog, causes
 from cluster.store import ClusterError, Store
 from models.settings import InputError
 
+if TYPE_CHECKING:
+    from pipelines.stage import PlannedStage
+    from recipes.recipe import Recipe
+
 app = typer.Typer(
     name="shoal",
-    help="From text to an autoscaled classification endpoint on an elastic Ray cluster.",
+    help="From text to an autoscaled classification endpoint on an elastic Ray cluster.\n\n"
+    "A recipe (a YAML file) says what is wanted. Its stages (prepare, finetune, evaluate) leave artifacts in a store; "
+    "a stage whose artifact is there is not run again, and an interrupted one goes on where it stopped.",
+    epilog="Begin with [bold]shoal init FILE[/bold] on your own data, or [bold]shoal run recipes/airline.yaml[/bold].",
     no_args_is_help=True,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeArgument = Annotated[Path, typer.Argument(help="The recipe's file, for example recipes/airline.yaml.")]
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, e.g. recipes/airline.yaml.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings with dots, for example finetune.learning_rate=5e-5.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings with dots, e.g. finetune.learning_rate=5e-5."),
 ]
+StoreOption = Annotated[str, typer.Option("--store", help="A folder, or s3://BUCKET/PREFIX.")]
+
+_LOG = CommandLog()
 
 
-@app.command()
-def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Validate a recipe and print its plan: each stage, its fingerprint, reused or to run."""
-    from pipelines.progress import Progress
+def _plan(recipe: Path, overrides: Sequence[str] | None) -> "tuple[Recipe, Store, dict[str, PlannedStage]]":
     from recipes.loading import load_recipe
     from recipes.planning import plan
 
     loaded = load_recipe(recipe, overrides or ())
-    store = Store.open(loaded.store)
-    rows = [
-        (name, planned.fingerprint, "reused" if store.find(name, planned.fingerprint) else "to run")
-        for name, planned in plan(loaded).items()
-    ]
-    Progress(Console()).table(f"{recipe} is valid.", rows, ("stage", "fingerprint", ""))
+    return loaded, Store.open(_durable(loaded.store)), plan(loaded)
 
 
-@app.command()
-def run(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    until: Annotated[str | None, typer.Option(help="The last stage to run.")] = None,
-) -> None:
-    """Run a recipe's stages; those whose artifact is in the store are reused."""
+def _durable(store: str) -> str:
+    """`store`, but a relative one under the home folder inside a Ray job, whose working folder Ray removes."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ or "://" in store or Path(store).expanduser().is_absolute():
+        return store
+    return str(Path.home() / store)
+
+
+def _complete(recipe: Path, overrides: Sequence[str] | None, until: str | None) -> None:
+    """Completes the stages up to `until` and prints what came of each."""
     from cluster.connect import connected
     from pipelines.progress import Progress
     from pipelines.stage import complete
-    from recipes.loading import load_recipe
-    from recipes.planning import plan
+    from recipes.listing import headline
 
-    loaded = load_recipe(recipe, overrides or ())
-    store = Store.open(loaded.store)
-    planned = plan(loaded)
-    last = until or list(planned)[-1]
-    if last not in planned:
-        raise InputError(f"--until {last}: there is no such stage; there are {', '.join(planned)}.")
-    progress = Progress()
-    if all(store.find(s.name, s.fingerprint) for s in planned.values()):
-        return
-    with connected():
-        complete(planned[last], store, progress, loaded.name)
+    loaded, store, stages = _plan(recipe, overrides)
+    last = until or list(stages)[-1]
+    if last not in stages:
+        raise InputError(f"--until {last}: there is no such stage; there are {', '.join(stages)}.")
+    wanted = list(stages)[: list(stages).index(last) + 1]
+    reused = {name for name in wanted if store.find(name, stages[name].fingerprint)}
+    if last not in reused:
+        with _LOG.capturing() as terminal, connected():
+            complete(stages[last], store, Progress(_console(terminal.err)), loaded.name)
+    rows = [
+        (name, "reused" if name in reused else "made", headline(artifact.record.metrics), str(artifact.path))
+        for name in wanted
+        if (artifact := store.find(name, stages[name].fingerprint))
+    ]
+    Progress(_console()).table("", rows, ("stage", "", "", "artifact"), left=True)
 
 
-def main() -> None:
-    """Runs the command; a user's mistake ends in one sentence and status 2."""
+@app.command(epilog="Example: shoal init tickets.csv")
+def init(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A csv, tsv, jsonl or Parquet file, or package://...")],
+    out: Annotated[Path | None, typer.Option(help="The recipe to write; by default, NAME.yaml.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column with the text, where the guess is wrong.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="A column to predict; may be given several times.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="A pretrained encoder: folder, package:// or hub id.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the recipe.")] = False,
+) -> None:
+    """Look at a data file, say what is in it, and write a recipe that runs."""
+    from recipes.drafting import draft
+
+    found = draft(file, text=text, labels=label or (), encoder=encoder)
+    path = out or Path(f"{found.name}.yaml")
+    if path.exists() and not force:
+        raise InputError(f"{path} is there already; --force overwrites it, --out PATH writes another.")
+    console = _console()
+    for line in found.findings:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    path.write_text(found.recipe, encoding="utf-8")
+    console.print(f"Wrote {path}. Next: shoal run {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: shoal check recipes/airline.yaml finetune.epochs=3")
+def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Validate a recipe and print its plan: each stage, its fingerprint, reused or to run."""
+    from pipelines.progress import Progress
+
+    _, store, stages = _plan(recipe, overrides)
+    rows = [
+        (name, planned.fingerprint, "reused" if store.find(name, planned.fingerprint) else "to run")
+        for name, planned in stages.items()
+    ]
+    Progress(_console()).table(f"{recipe} is valid.", rows, ("stage", "fingerprint", ""), left=True)
+
+
+@app.command(epilog="Example: shoal run recipes/airline.yaml --until finetune finetune.learning_rate=5e-5")
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="The last stage to run.")] = None,
+) -> None:
+    """Run a recipe's stages; those whose artifact is in the store are reused."""
+    _complete(recipe, overrides, until)
+
+
+@app.command(epilog="Example: shoal prepare recipes/airline.yaml prepare.max_length=64")
+def prepare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Clean, split, tokenise and shuffle the recipe's data."""
+    _complete(recipe, overrides, "prepare")
+
+
+@app.command(epilog="Example: shoal finetune recipes/airline.yaml finetune.workers=2 finetune.epochs=3")
+def finetune(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Train the recipe's classifier, and whatever it builds on."""
+    _complete(recipe, overrides, "finetune")
+
+
+@app.command(epilog="Example: shoal evaluate recipes/airline.yaml evaluate.gate.accuracy=0.85")
+def evaluate(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Measure the recipe's classifier and hold it against the gate, after whatever it builds on."""
+    _complete(recipe, overrides, "evaluate")
+
+
+@app.command(epilog="Example: shoal status --store s3://bucket/shoal")
+def status(store: StoreOption = "shoal-store") -> None:
+    """List the artifacts in a store, their sizes and metrics."""
+    from recipes.listing import existing_store, status_table
+
+    _console().print(status_table(existing_store(store)))
+
+
+@app.command(epilog="Examples: shoal show 1f0c    shoal show finetune/1f0c    shoal show s3://bucket/shoal/prepare/...")
+def show(
+    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="A path, or the beginning of a fingerprint.")],
+    store: StoreOption = "shoal-store",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+) -> None:
+    """Show an artifact's lineage: data, settings, versions, metrics and what it was made from."""
+    from recipes.listing import find_artifact, print_artifact
+
+    its_store, found = find_artifact(artifact, store)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(found.record), indent=2, ensure_ascii=False) + "\n")
+    else:
+        print_artifact(found, its_store, _console())
+
+
+def _console(file: "typer.FileTextWrite | None" = None) -> Console:
+    """A console whose tables are not squeezed to 80 columns where there is no terminal to say otherwise."""
+    console = Console(file=file or sys.stdout)
+    return console if console.is_terminal else Console(file=file or sys.stdout, width=160)
+
+
+def main() -> int:
+    """Runs the command. Statuses: 0; 2 for a user's mistake or trouble with the place; 130 if interrupted; else 1."""
     try:
         app()
-    except (InputError, ClusterError) as error:
-        Console(stderr=True).print(f"[red]shoal:[/red] {error}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+    except SystemExit as ended:
+        if ended.code == 130:
+            _tell("interrupted; run the same command again to go on.")
+        return ended.code if isinstance(ended.code, int) else 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:
+        told = next((cause for cause in causes(error) if isinstance(cause, InputError | ClusterError)), None)
+        if told is not None:
+            _tell(str(told))
+            return 2
+        log = _LOG.write_traceback(error)
+        root = list(causes(error))[-1]
+        reason = next(iter(str(root).splitlines()), "")
+        _tell(f"failed unexpectedly ({type(root).__name__}: {reason}); the traceback and Ray's messages are in {log}")
+        return 1
+    return 0
+
+
+def _tell(sentence: str) -> None:
+    Console(stderr=True).print(f"[red]shoal:[/red] {sentence}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

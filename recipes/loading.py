@@ -1,81 +1,277 @@
 """Reading a recipe: YAML, overrides with dots, and every mistake told in one sentence with its path."""
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+import json
+import re
+import types
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, Union, get_args, get_origin
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from models.settings import InputError
 from recipes.recipe import Recipe
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The validated recipe at `path` with `KEY=VALUE` overrides applied; keys have dots.
+    """The validated recipe at `path` with `KEY=VALUE` overrides applied, in their order.
+
+    A key has dots, and a number picks from a list: `data.labels.0.column`. A key that itself holds a dot stands in
+    brackets: `data.where[user.name]`. A value is YAML and replaces what was there.
 
     Raises:
         InputError: names the file or override, the key and what would be right; one line for each mistake.
     """
-    path = Path(path)
+    config = _read(Path(path))
+    for override in overrides:
+        _override(config, override)
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path}: {_reason(error)}.") from error
+    if flags := list(_misplaced_booleans(values, ())):
+        raise InputError("\n".join(f"{path}: {sentence}" for sentence in flags))
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{path}: {sentence}" for sentence in _sentences(error.errors()))) from error
+
+
+def _read(path: Path) -> DictConfig:
     if not path.is_file():
         known = ", ".join(sorted(str(p) for p in Path("recipes").glob("*.yaml")))
         raise InputError(f"{path} is no file." + (f" Ready recipes: {known}." if known else ""))
     try:
-        config: Any = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
-    if not OmegaConf.is_dict(config):
+        config = OmegaConf.load(path)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise InputError(f"{path} is not YAML: {where}{_reason(error)}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not YAML: it is not UTF-8 text (byte {error.start}).") from error
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {_reason(error)}.") from error
+    if not isinstance(config, DictConfig):
         raise InputError(f"{path} is no recipe: it must be a mapping with name, data and finetune.")
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise InputError(f"{override!r} is no override: write KEY=VALUE, for example finetune.epochs=3.")
-        try:
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise InputError(f"the override {override!r} cannot be read: {' '.join(str(error).split())}.") from error
+    return config
+
+
+def _override(config: DictConfig, override: str) -> None:
+    key, equals, _ = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"{override!r} is no override: write KEY=VALUE, for example finetune.epochs=3.")
+    _refuse_path_through_value(config, key.strip(), override)
     try:
-        values = OmegaConf.to_container(config, resolve=True)
-        return Recipe.model_validate(values)
-    except OmegaConfBaseException as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}.") from error
-    except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {_sentence(detail)}" for detail in error.errors())) from error
+        # from_dotlist reads the value as recipes are read (5e-5 is a number, [a, b] a list); under a key of one letter,
+        # because the real one may pick from a list, which from_dotlist knows nothing of.
+        value = OmegaConf.from_dotlist([f"v={override[len(key) + 1 :]}"])._get_node("v")
+        OmegaConf.update(config, key.strip(), value, merge=False, force_add=True)
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, IndexError, RecursionError) as error:
+        raise InputError(f"the override {override!r} cannot be applied: {_reason(error)}.") from error
 
 
-def _sentence(detail: ErrorDetails) -> str:
-    location = [part for part in detail["loc"] if isinstance(part, int) or part.isidentifier() or "." in part]
-    path = ".".join(str(part) for part in location)
-    given = detail["input"]
-    match detail["type"]:
+def _refuse_path_through_value(config: DictConfig, key: str, override: str) -> None:
+    """OmegaConf would replace a plain value on the way by a mapping, and what the recipe said would be lost."""
+    parts = key.split(".")
+    for end in range(1, len(parts)):
+        before = ".".join(parts[:end])
+        with contextlib.suppress(OmegaConfBaseException, ValueError, IndexError):
+            value = OmegaConf.select(config, before)
+            if value is not None and not OmegaConf.is_config(value):
+                raise InputError(
+                    f"the override {override!r} cannot be applied: {before} is {json.dumps(value, default=str)} "
+                    f"and has no parts; give {before}=... as a whole."
+                )
+
+
+def _sentences(errors: Sequence[ErrorDetails]) -> Iterator[str]:
+    """One sentence for each mistake, however many branches of a union pydantic tried on it."""
+    located = [(_locate(error["loc"]), error) for error in errors]
+    told: set[tuple[Any, ...]] = set()
+    for place, error in located:
+        if place.union is None:
+            yield _sentence(place, error)
+        elif place.union not in told:
+            told.add(place.union)
+            tried = [(p, e) for p, e in located if p.union == place.union]
+            deepest = max(len(p.path) for p, _ in tried)
+            if deepest == len(place.union):
+                yield f"{_dotted(place.union)} must be {_phrase(_annotation(place.union))}, not {_given(error)}."
+            else:
+                branch = next(p.branch for p, _ in tried if len(p.path) == deepest)
+                yield from (_sentence(p, e) for p, e in tried if p.branch == branch)
+
+
+class _Place:
+    """Where in the recipe an error is: pydantic's location without the names of the union branches it tried."""
+
+    def __init__(self) -> None:
+        self.path: tuple[Any, ...] = ()
+        self.union: tuple[Any, ...] | None = None
+        self.branch: Any = None
+        self.annotation: Any = Recipe
+
+
+def _locate(location: Sequence[Any]) -> _Place:
+    place = _Place()
+    for part in location:
+        if part == "[key]":
+            continue
+        branches = [each for each in _branches(place.annotation) if each is not type(None)]
+        if len(branches) > 1:
+            place.union = place.path if place.union is None else place.union
+            place.branch = part if place.branch is None else place.branch
+            place.annotation = next((each for each in branches if _tag(each) == str(part).replace(" ", "")), None)
+            if place.annotation is not None:
+                continue
+            place.annotation = Any
+        place.annotation = _inner(branches[0] if branches else Any, part)
+        place.path = (*place.path, part)
+    return place
+
+
+def _annotation(path: Sequence[Any]) -> Any:
+    annotation: Any = Recipe
+    for part in path:
+        branches = _branches(annotation)
+        annotation = next((found for each in branches if (found := _inner(each, part)) is not Any), Any)
+    return annotation
+
+
+def _branches(annotation: Any) -> list[Any]:
+    return list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
+
+
+def _inner(annotation: Any, part: Any) -> Any:
+    """The annotation of the field, item or value `part` of what `annotation` describes."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        field = annotation.model_fields.get(part) if isinstance(part, str) else None
+        return field.annotation if field else Any
+    match get_origin(annotation), get_args(annotation):
+        case (origin, (item, *_)) if origin in (tuple, list):
+            return item
+        case (origin, (_, value)) if origin is dict:
+            return value
+    return Any
+
+
+def _tag(annotation: Any) -> str:
+    """What pydantic calls a branch of a union in an error's location."""
+    if get_origin(annotation) is Literal:
+        return f"literal[{','.join(repr(value) for value in get_args(annotation))}]"
+    if get_origin(annotation) is None:
+        return str(getattr(annotation, "__name__", annotation))
+    inner = [each for each in get_args(annotation) if each is not Ellipsis]
+    names = ",".join(_tag(each) if len(_branches(each)) == 1 else _union_tag(each) for each in inner)
+    suffix = ",..." if Ellipsis in get_args(annotation) else ""
+    return f"{get_origin(annotation).__name__}[{names}{suffix}]"
+
+
+def _union_tag(annotation: Any) -> str:
+    return f"union[{','.join(_tag(each) for each in _branches(annotation))}]"
+
+
+def _sentence(place: _Place, error: ErrorDetails) -> str:
+    path = _dotted(place.path)
+    kind, message = error["type"], error["msg"]
+    match kind:
         case "extra_forbidden":
-            key = str(location[-1])
-            fields = list(_model_at(location[:-1]).model_fields)
-            close = difflib.get_close_matches(key, fields, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(fields)}."
-            return f"{path} is no setting; {meant}"
+            return f"{path} is no setting; {_meant(place.path)}"
         case "missing":
             return f"{path} is missing."
         case "value_error":
-            return f"{path + ': ' if path else ''}{detail['msg'].removeprefix('Value error, ')}."
-        case _:
-            return f"{path}: {detail['msg'][0].lower()}{detail['msg'][1:]}, not {given!r}."
+            told = message.removeprefix("Value error, ").rstrip(".")
+            return f"{path}: {told}." if path else f"{told}."
+        case "string_pattern_mismatch":
+            return f"{path} must match {error.get('ctx', {}).get('pattern')}, not {_given(error)}."
+    if error["loc"] and error["loc"][-1] == "[key]":
+        return f"{path}: the key must be text; put quotes around it."
+    if re.search("_type$|_parsing$|^literal_error$|^int_from_float$", kind):
+        return f"{path or 'the recipe'} must be {_phrase(place.annotation)}, not {_given(error)}."
+    return f"{path} {message.replace('Input should', 'must', 1)}, not {_given(error)}."
 
 
-def _model_at(location: Sequence[Any]) -> type[BaseModel]:
-    """The settings model that the path leads to, as far as it can be followed."""
-    model: type[BaseModel] = Recipe
-    for part in location:
-        if part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            candidates = [annotation, *get_args(annotation)]
-            candidates += [inner for candidate in candidates for inner in get_args(candidate)]
-            for candidate in candidates:
-                if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                    model = candidate
-    return model
+def _meant(path: Sequence[Any]) -> str:
+    key = str(path[-1])
+    model = next((each for each in _branches(_annotation(path[:-1])) if _is_model(each)), Recipe)
+    fields = list(model.model_fields)
+    if close := difflib.get_close_matches(key, fields, n=1):
+        return f"did you mean {_dotted([*path[:-1], close[0]])}?"
+    elsewhere = dict(_all_settings(Recipe))
+    if same := [name for name, last in elsewhere.items() if last == key]:
+        return f"did you mean {' or '.join(same)}?"
+    return f"there are {', '.join(fields)}."
+
+
+def _all_settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, field in model.model_fields.items():
+        yield prefix + name, name
+        for branch in _branches(field.annotation):
+            if _is_model(branch):
+                yield from _all_settings(branch, f"{prefix}{name}.")
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _phrase(annotation: Any) -> str:
+    """What a value of this annotation is called."""
+    match get_origin(annotation), get_args(annotation):
+        case (origin, _) if origin in (Union, types.UnionType):
+            return " or ".join(_phrase(each) for each in _branches(annotation))
+        case (origin, values) if origin is Literal:
+            return ("one of " if len(values) > 1 else "") + ", ".join(map(str, values))
+        case (origin, (item, *_)) if origin in (tuple, list):
+            return f"a list (each {_phrase(item)})"
+        case (origin, (_, value)) if origin is dict:
+            return f"a mapping (each value {_phrase(value)})"
+    if _is_model(annotation):
+        fields = list(annotation.model_fields)
+        return f"a mapping of {', '.join(fields[:6])}{', ...' if len(fields) > 6 else ''}"
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    return names.get(annotation, "something else")
+
+
+def _given(error: ErrorDetails) -> str:
+    try:
+        text = json.dumps(error["input"], ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(error["input"])
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    """The path as an override writes it."""
+    text = ""
+    for part in path:
+        name = str(part)
+        text += f"[{name}]" if "." in name else f".{name}" if text else name
+    return text
+
+
+def _misplaced_booleans(value: Any, path: tuple[Any, ...]) -> Iterator[str]:
+    """pydantic takes true for 1; where a recipe says `epochs: yes`, that is a mistake."""
+    if isinstance(value, bool):
+        annotation = _annotation(path)
+        if annotation is not Any and not {bool, str} & set(_branches(annotation)):
+            yield f"{_dotted(path)} must be {_phrase(annotation)}, not {json.dumps(value)}."
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _misplaced_booleans(inner, (*path, key))
+
+
+def _reason(error: BaseException) -> str:
+    """What a library says is wrong, on one line, without its account of where it was."""
+    if isinstance(error, MarkedYAMLError) and (error.problem or error.context):
+        return str(error.problem or error.context).rstrip(".")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, OmegaConfBaseException):
+        return (f"{error.full_key}: " if error.full_key else "") + lines[0].rstrip(".")
+    return " ".join(" ".join(lines).split()).rstrip(".")

@@ -1,0 +1,141 @@
+"""Showing what is in a store: a line for each artifact, or all there is to know about one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+from upath import UPath
+
+from cluster.store import Artifact, Store, read_artifact
+from models.settings import InputError
+
+_HEADLINES = ("rows_in", "rows_out", "rejected", "texts_per_second", "accuracy", "macro_f1")
+
+
+def find_artifact(reference: str, store_url: str) -> tuple[Store, Artifact]:
+    """The artifact that `reference` names: a path, a fingerprint or the beginning of one, with or without `STAGE/`.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    if "://" in reference or UPath(reference).is_dir():
+        path = UPath(reference).absolute() if "://" not in reference else UPath(reference)
+        if artifact := read_artifact(path):
+            return Store(path.parent.parent), artifact
+        raise InputError(f"{reference} holds no finished artifact: there is no artifact.json in it.")
+    store = existing_store(store_url)
+    stage, _, prefix = reference.rpartition("/")
+    found = [
+        artifact
+        for artifact in store.artifacts()
+        if artifact.record.fingerprint.startswith(prefix) and stage in ("", artifact.record.stage)
+    ]
+    match found:
+        case [artifact]:
+            return store, artifact
+        case []:
+            raise InputError(f"{store_url} has no artifact {reference}; `shoal status --store {store_url}` lists all.")
+        case _:
+            names = ", ".join(f"{each.record.stage}/{each.record.fingerprint}" for each in found)
+            raise InputError(f"{reference} is not enough to tell which of {names} is meant.")
+
+
+def existing_store(url: str) -> Store:
+    """The store at `url`, which must be there already (reading should make nothing).
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        root = UPath(url).expanduser() if "://" not in url else UPath(url)
+        found = root.is_dir()
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"the store {url} cannot be read: {error}.") from error
+    if not found:
+        raise InputError(f"there is no store at {url}; name another with --store.")
+    return Store(root)
+
+
+def status_table(store: Store) -> Table:
+    """All finished artifacts, oldest first within a stage, with their sizes and chief metrics."""
+    table = Table(box=None, pad_edge=False)
+    for name, right in (("artifact", 0), ("recipe", 0), ("made", 0), ("took", 1), ("size", 1), ("metrics", 0)):
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for artifact in sorted(store.artifacts(), key=lambda each: (each.record.stage, each.record.created)):
+        record = artifact.record
+        table.add_row(
+            f"{record.stage}/{record.fingerprint}",
+            record.recipe,
+            record.created[:16].replace("T", " "),
+            f"{record.seconds:,.1f} s",
+            size(record.bytes),
+            headline(record.metrics),
+        )
+    return table
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """The best known of the metrics, in a few words."""
+    return ", ".join(f"{name} {_number(value)}" for name, value in _headlines(metrics))
+
+
+def _headlines(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            yield from _headlines(value, f"{prefix}{name}.")
+        elif name in _HEADLINES and "baseline" not in prefix:
+            yield prefix + name, value
+
+
+def print_artifact(artifact: Artifact, store: Store, console: Console) -> None:
+    """Prints an artifact's lineage: what it is, its settings, metrics, versions, and what it was made from."""
+    record = artifact.record
+    facts = {
+        "recipe": record.recipe,
+        "made": f"{record.created} in {record.seconds:,.1f} s",
+        "size": size(record.bytes),
+        "path": str(artifact.path),
+    }
+    console.print(f"[bold]{record.stage}[/bold] {record.fingerprint}", highlight=False)
+    for name, value in facts.items():
+        console.print(Text(f"  {name:8}{value}"), soft_wrap=True)
+    for title, content in (
+        ("settings", record.settings),
+        ("metrics", record.metrics),
+        ("versions", record.versions),
+    ):
+        console.print(f"[bold]{title}[/bold]")
+        text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, default_flow_style=None, width=110)
+        console.print(Text("".join(f"  {line}\n" for line in text.splitlines()).rstrip()), soft_wrap=True)
+    console.print("[bold]made from[/bold]")
+    console.print(_ancestry(artifact, store))
+
+
+def _ancestry(artifact: Artifact, store: Store) -> Group:
+    return Group(*(_branch(name, identity, store) for name, identity in artifact.record.inputs.items()))
+
+
+def _branch(name: str, identity: str, store: Store) -> Tree:
+    tree = Tree(Text(f"{name} {identity}"))
+    if parent := store.find(name, identity):
+        tree.label = Text(f"{name} {identity}  {headline(parent.record.metrics)}")
+        for further, its_identity in parent.record.inputs.items():
+            tree.add(_branch(further, its_identity, store))
+    return tree
+
+
+def size(count: float) -> str:
+    """Bytes in a unit that reads well."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
