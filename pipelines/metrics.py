@@ -6,10 +6,10 @@ One label column has plain keys (`accuracy`), several have `COLUMN.accuracy`. A 
     subset_accuracy  share of texts with exactly the right classes (multi-label columns only)
     macro_f1         mean of the classes' F1, over the classes that occur in the labels or the predictions
     weighted_f1      mean of the classes' F1, weighted by how often each is a label
-    micro_f1         F1 of all decisions together (equals accuracy for a single label)
+    micro_f1         F1 of all decisions together (multi-label columns only: for a single label it is the accuracy)
     log_loss, ece    negative log likelihood (nats), expected calibration error: less is better, so no gate
 
-Classes that hold in a multi-label column are those with a probability of at least a half, that is, a logit of at least 0.
+A class of a multi-label column is predicted where its probability is at least 1/2, that is, its logit at least 0.
 """
 
 import difflib
@@ -26,8 +26,9 @@ from pipelines.calibration import Floats, log_loss, probabilities, reliability
 
 Labels = npt.NDArray[Any]
 
-_SHARED = ("macro_f1", "weighted_f1", "micro_f1")
-METRICS = frozenset({"accuracy", "subset_accuracy", *_SHARED})
+_SINGLE = ("accuracy", "macro_f1", "weighted_f1")
+_MULTI = ("subset_accuracy", "macro_f1", "weighted_f1", "micro_f1")
+METRICS = frozenset({*_SINGLE, *_MULTI})
 """What may be maximised (`finetune.metric`) or demanded (`evaluate.gate`): more is better for each."""
 
 
@@ -109,7 +110,8 @@ def decision_metrics(decided: Labels, labels: Labels, classes: int) -> dict[str,
         found = {"subset_accuracy": float((decided == labels).all(axis=1).mean())}
     else:
         found = {"accuracy": float((decided == labels).mean())}
-    return found | {name: float(getattr(scores, name)) for name in _SHARED}
+    names = _MULTI if labels.ndim == 2 else _SINGLE
+    return found | {name: float(getattr(scores, name)) for name in names[1:]}
 
 
 def labelled(labels: Labels) -> npt.NDArray[np.bool_]:
@@ -136,29 +138,36 @@ def confusion(decided: Labels, labels: Labels, classes: int) -> npt.NDArray[np.i
     return flat.reshape(classes, classes)
 
 
-def known_metrics(columns: Sequence[LabelColumn]) -> list[str]:
-    """The names that `metric_of` answers for these columns."""
-    own = {c.name: ("subset_accuracy" if c.multi else "accuracy", *_SHARED) for c in columns}
-    if len(columns) == 1:
-        return list(own[columns[0].name])
-    shared = [
-        name for name in ("accuracy", "subset_accuracy", *_SHARED) if all(name in names for names in own.values())
-    ]
+def known_metrics(columns: Mapping[str, bool]) -> list[str]:
+    """The names that `metric_of` answers for these label columns (name: whether it is multi-label)."""
+    own = {name: _MULTI if multi else _SINGLE for name, multi in columns.items()}
+    if len(own) == 1:
+        return list(*own.values())
+    shared = [metric for metric in sorted(METRICS) if all(metric in metrics for metrics in own.values())]
     return [*shared, *(f"{name}.{metric}" for name, metrics in own.items() for metric in metrics)]
 
 
-def check_metric(setting: str, name: str, columns: Sequence[LabelColumn] | None = None) -> None:
-    """Refuses a metric's name that is unknown, or unknown for these label columns where they are known yet.
+def metric_problem(name: str, columns: Mapping[str, bool] | None = None) -> str | None:
+    """What is wrong with a metric's name, and what would be right; None where it is known.
 
-    Raises:
-        InputError: names the setting and the metrics there are.
+    `columns` are the label columns (name: whether it is multi-label), where they are known yet.
     """
     known = known_metrics(columns) if columns else sorted(METRICS)
-    if name in known or (columns is None and name.rpartition(".")[2] in METRICS):
-        return
+    if name in known or (not columns and name.rpartition(".")[2] in METRICS):
+        return None
     close = difflib.get_close_matches(name, known, n=1)
-    meant = f"did you mean {close[0]}? " if close else ""
-    raise InputError(f"{setting}: {name!r} is no metric here; {meant}There are {', '.join(known)}.")
+    meant = f"did you mean {close[0]}? There are" if close else "there are"
+    return f"{name!r} is no metric here; {meant} {', '.join(known)}"
+
+
+def check_metric(setting: str, name: str, columns: Sequence[LabelColumn]) -> None:
+    """Refuses a metric that these label columns do not have.
+
+    Raises:
+        InputError: names the setting, the metric and those there are.
+    """
+    if problem := metric_problem(name, {column.name: column.multi for column in columns}):
+        raise InputError(f"{setting}: {problem}.")
 
 
 def metric_of(metrics: Mapping[str, float], name: str, columns: Sequence[LabelColumn]) -> float:

@@ -11,8 +11,9 @@ from upath import UPath
 
 from cluster.store import telling_storage_errors, write_whole
 
+TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 _TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    loader=FileSystemLoader(TEMPLATE_FOLDER),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
