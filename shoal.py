@@ -31,10 +31,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, e.g. recipes/airline.yaml.")]
+RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, e.g. recipes/airline.yaml.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings with dots, e.g. finetune.learning_rate=5e-5."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings with dots, e.g. finetune.learning_rate=5e-5."),
 ]
 StoreOption = Annotated[str, typer.Option("--store", help="A folder, or s3://BUCKET/PREFIX.")]
 
@@ -82,7 +82,7 @@ def _complete(recipe: Path, overrides: Sequence[str] | None, until: str | None) 
 
 @app.command(epilog="Example: shoal init tickets.csv")
 def init(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A csv, tsv, jsonl or Parquet file, or package://...")],
+    file: Annotated[str, typer.Argument(help="A csv, tsv, jsonl or Parquet file, or package://...")],
     out: Annotated[Path | None, typer.Option(help="The recipe to write; by default, NAME.yaml.")] = None,
     text: Annotated[str | None, typer.Option(help="The column with the text, where the guess is wrong.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="A column to predict; may be given several times.")] = None,
@@ -154,7 +154,7 @@ def status(store: StoreOption = "shoal-store") -> None:
 
 @app.command(epilog="Examples: shoal show 1f0c    shoal show finetune/1f0c    shoal show s3://bucket/shoal/prepare/...")
 def show(
-    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="A path, or the beginning of a fingerprint.")],
+    artifact: Annotated[str, typer.Argument(help="A path, or the beginning of a fingerprint.")],
     store: StoreOption = "shoal-store",
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:

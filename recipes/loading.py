@@ -92,20 +92,26 @@ def _refuse_path_through_value(config: DictConfig, key: str, override: str) -> N
 
 def _sentences(errors: Sequence[ErrorDetails]) -> Iterator[str]:
     """One sentence for each mistake, however many branches of a union pydantic tried on it."""
-    located = [(_locate(error["loc"]), error) for error in errors]
+    yield from _tell([(_locate(error["loc"]), error) for error in errors], 0)
+
+
+def _tell(located: "list[tuple[_Place, ErrorDetails]]", depth: int) -> Iterator[str]:
     told: set[tuple[Any, ...]] = set()
     for place, error in located:
-        if place.union is None:
+        if len(place.unions) <= depth:
             yield _sentence(place, error)
-        elif place.union not in told:
-            told.add(place.union)
-            tried = [(p, e) for p, e in located if p.union == place.union]
-            deepest = max(len(p.path) for p, _ in tried)
-            if deepest == len(place.union):
-                yield f"{_dotted(place.union)} must be {_phrase(_annotation(place.union))}, not {_given(error)}."
-            else:
-                branch = next(p.branch for p, _ in tried if len(p.path) == deepest)
-                yield from (_sentence(p, e) for p, e in tried if p.branch == branch)
+            continue
+        union, _ = place.unions[depth]
+        if union in told:
+            continue
+        told.add(union)
+        tried = [(p, e) for p, e in located if len(p.unions) > depth and p.unions[depth][0] == union]
+        deepest = max(len(p.path) for p, _ in tried)
+        if deepest == len(union):
+            yield f"{_dotted(union)} must be {_phrase(_annotation(union))}, not {_given(error)}."
+        else:  # Into one branch the value went further: that one was meant.
+            meant = next(p.unions[depth] for p, _ in tried if len(p.path) == deepest)
+            yield from _tell([(p, e) for p, e in tried if p.unions[depth] == meant], depth + 1)
 
 
 class _Place:
@@ -113,8 +119,8 @@ class _Place:
 
     def __init__(self) -> None:
         self.path: tuple[Any, ...] = ()
-        self.union: tuple[Any, ...] | None = None
-        self.branch: Any = None
+        self.unions: list[tuple[tuple[Any, ...], Any]] = []
+        """The path of each union on the way, outermost first, with the branch that was tried."""
         self.annotation: Any = Recipe
 
 
@@ -125,8 +131,7 @@ def _locate(location: Sequence[Any]) -> _Place:
             continue
         branches = [each for each in _branches(place.annotation) if each is not type(None)]
         if len(branches) > 1:
-            place.union = place.path if place.union is None else place.union
-            place.branch = part if place.branch is None else place.branch
+            place.unions.append((place.path, part))
             place.annotation = next((each for each in branches if _tag(each) == str(part).replace(" ", "")), None)
             if place.annotation is not None:
                 continue
@@ -154,7 +159,7 @@ def _inner(annotation: Any, part: Any) -> Any:
         field = annotation.model_fields.get(part) if isinstance(part, str) else None
         return field.annotation if field else Any
     match get_origin(annotation), get_args(annotation):
-        case (origin, (item, *_)) if origin in (tuple, list):
+        case (origin, (item, *_)) if origin in (tuple, list) and isinstance(part, int):
             return item
         case (origin, (_, value)) if origin is dict:
             return value
