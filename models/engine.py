@@ -77,6 +77,8 @@ class TorchEngine:
         self.precision: Precision = precision
         """What is used in fact: bf16 falls back to fp32 where the hardware has no instructions for it."""
         self.device = next(model.parameters()).device
+        self.max_padding = CPU_PADDING if self.device.type == "cpu" else GPU_PADDING
+        """The share of a batch that may be padding before it is slower than two batches."""
         self._model = model
         self._tokenizer = tokenizer
         self._pad_id = pad_id
@@ -119,10 +121,9 @@ class TorchEngine:
             progress: told how many texts are done, after each batch.
         """
         outputs = np.empty((len(encoded), total_classes(self.spec.labels)), dtype=np.float32)
-        max_padding = CPU_PADDING if self.device.type == "cpu" else GPU_PADDING
         done = 0
         # The longest first: a batch too large for the memory shows at once.
-        for group in reversed(group_by_length([len(item.ids) for item in encoded], batch_tokens, max_padding)):
+        for group in reversed(group_by_length([len(item.ids) for item in encoded], batch_tokens, self.max_padding)):
             outputs[group] = self.forward([encoded[index] for index in group])
             done += len(group)
             if progress:
@@ -207,7 +208,7 @@ def load_engine(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if precision == "bf16" and not _has_bf16(device):
         precision = "fp32"
-    model.to(device).requires_grad_(False)
+    nn.Module.to(model, device).requires_grad_(False)
     if precision == "bf16":
         _store_weights_as_bf16(model)
     return TorchEngine(

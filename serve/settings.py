@@ -1,5 +1,7 @@
 """How the endpoint answers and scales."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from models.settings import Settings
@@ -8,13 +10,22 @@ from models.settings import Settings
 class ServeSettings(Settings):
     """The endpoint's address, limits and scaling."""
 
-    host: str = Field("127.0.0.1", description="The address to listen on.")
+    host: str = Field(
+        "127.0.0.1",
+        description="The address to listen on; 0.0.0.0 for all, which a cluster of several nodes needs.",
+    )
     port: int = Field(8000, ge=1, le=65535, description="The port to listen on.")
     min_replicas: int = Field(1, ge=1, description="Replicas kept when idle.")
     max_replicas: int = Field(4, ge=1, description="Replicas under load.")
     target_requests: float = Field(8, gt=0, description="Requests in progress per replica that autoscaling aims at.")
-    cpus: float = Field(1, gt=0, description="CPUs of a replica.")
+    upscale_delay_s: float = Field(5.0, ge=0, description="Seconds of load before replicas are added.")
+    downscale_delay_s: float = Field(60.0, ge=0, description="Seconds of calm before replicas are removed.")
+    drain_s: float = Field(20.0, ge=0, description="Seconds a replica has to finish its requests when it is removed.")
+    cpus: float = Field(1, gt=0, description="CPUs of a replica, and threads of its engine.")
     gpus: float = Field(0, ge=0, description="GPUs of a replica.")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="What the engine computes in; bf16 becomes fp32 where the hardware has none."
+    )
     batch_tokens: int = Field(4096, ge=16, description="Tokens, padding included, of one batch at most.")
     max_texts: int = Field(256, ge=1, description="Texts of one request at most.")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="Bytes of a request's body at most.")

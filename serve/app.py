@@ -1,0 +1,148 @@
+"""Bringing the endpoint up and taking it down, on a Ray cluster that is connected already."""
+
+import contextlib
+import socket
+from typing import Any
+
+import ray
+from ray import serve as ray_serve
+from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.schema import LoggingConfig
+from upath import UPath
+
+from cluster.store import ClusterError
+from models.settings import InputError
+from serve.classifier import Classifier
+from serve.limits import SETTINGS_VARIABLE
+from serve.settings import ServeSettings
+
+APPLICATION = "shoal"
+
+_SHARE = 1000
+"""Requests in progress that Ray lets through beyond our queue, so that it is we who refuse (429) and not Ray."""
+
+
+def serve_model(
+    settings: ServeSettings,
+    name: str,
+    version: str,
+    model_folder: UPath,
+    card: dict[str, Any],
+    temperature: dict[str, float],
+) -> str:
+    """Serves a classifier and returns its URL once the first replicas answer; a second call replaces the first's model.
+
+    Args:
+        settings: address, limits and scaling.
+        name: the model's name, as clients and metrics see it.
+        version: the fingerprint of the artifact it comes from.
+        model_folder: the classifier, local or in any store that the replicas' nodes can read.
+        card: what `/v1/model` tells besides (`metrics`, `lineage`); plain JSON types.
+        temperature: by label column, what its logits are divided by.
+
+    Raises:
+        ClusterError: the port is taken, or the replicas do not start.
+        InputError: the address cannot work on this cluster.
+    """
+    _start(settings)
+    application = Classifier.options(  # type: ignore[attr-defined]
+        max_ongoing_requests=settings.max_queued + _SHARE,
+        max_queued_requests=-1,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.min_replicas,
+            initial_replicas=settings.min_replicas,
+            max_replicas=max(settings.min_replicas, settings.max_replicas),
+            target_ongoing_requests=settings.target_requests,
+            upscale_delay_s=settings.upscale_delay_s,
+            downscale_delay_s=settings.downscale_delay_s,
+            metrics_interval_s=1,
+            look_back_period_s=max(2, settings.upscale_delay_s),
+        ),
+        ray_actor_options={
+            "num_cpus": settings.cpus,
+            "num_gpus": settings.gpus,
+            "runtime_env": _runtime_env(settings),
+        },
+        graceful_shutdown_timeout_s=settings.drain_s,
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+    ).bind(settings, name, version, model_folder, card, temperature)
+    try:
+        ray_serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise ClusterError(f"the endpoint does not start: {_reason() or error}") from error
+    return f"http://{_reachable(settings.host)}:{settings.port}"
+
+
+def stop() -> None:
+    """Takes the endpoint down, its HAProxy too."""
+    ray_serve.shutdown()
+
+
+def _start(settings: ServeSettings) -> None:
+    """Starts Serve's controller and HAProxy, unless they run already at the same address."""
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    if _is_loopback(settings.host) and nodes > 1:
+        raise InputError(
+            f"serve.host is {settings.host}, where the replicas of a cluster of {nodes} nodes cannot be reached; "
+            "set serve.host=0.0.0.0 and mind the firewall."
+        )
+    running = _running_address()
+    if running is None:
+        _require_free_port(settings)
+    elif running[1] != settings.port:
+        raise ClusterError(
+            f"this cluster serves at port {running[1]} already and a cluster has one; set serve.port={running[1]}."
+        )
+    ray_serve.start(
+        http_options=HTTPOptions(host=settings.host, port=settings.port),
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+
+
+def _running_address() -> tuple[str | None, int] | None:
+    with contextlib.suppress(Exception):
+        details = ray_serve.context._get_global_client(raise_if_no_controller_running=False)
+        if details is not None:
+            return details.http_config.host, details.http_config.port
+    return None
+
+
+def _require_free_port(settings: ServeSettings) -> None:
+    """HAProxy shares a port with whoever allows it, so a taken one would go unnoticed."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            address = f"{settings.host}:{settings.port}"
+            raise ClusterError(
+                f"cannot listen on {address}: {error.strerror}; choose another with serve.port=PORT."
+            ) from error
+
+
+def _runtime_env(settings: ServeSettings) -> dict[str, Any]:
+    """The job's runtime environment with what `serve.limits` needs."""
+    environment = dict(ray.get_runtime_context().runtime_env)
+    variables = {
+        **environment.get("env_vars", {}),
+        SETTINGS_VARIABLE: settings.model_dump_json(),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.limits.middlewares",
+    }
+    return {**environment, "env_vars": variables}
+
+
+def _reason() -> str:
+    """Why the replicas do not start, in Ray's last words."""
+    application = ray_serve.status().applications.get(APPLICATION)
+    messages = [deployment.message for deployment in application.deployments.values()] if application else []
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host

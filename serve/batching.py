@@ -1,0 +1,180 @@
+"""Which waiting texts to compute next: a deque, one loop, batches of nearly equal length under a token budget.
+
+The batch that is computed next always holds the text that has waited longest, together with those waiting texts
+of about its length that fit the budget. So nothing starves: a text with k texts before it is computed after at
+most k batches, however long or short the others are. Nothing ever waits for a batch to fill.
+
+The computing happens in a thread of its own, one batch at a time; meanwhile texts gather. Whoever gave up
+(a dropped connection) is skipped. Cost of a choice: a sort of at most `WINDOW` lengths.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.batches import CPU_PADDING, group_by_length
+from models.engine import Encoded, FloatArray
+
+WINDOW = 1024
+"""Of how many of the longest waiting texts a batch is chosen."""
+
+_MAX_RETRY_S = 60
+
+
+class QueueFullError(Exception):
+    """Too many requests wait already."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"too many requests wait; try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+        """When, at the present speed, the queue will have been worked off."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one batch was, for the metrics."""
+
+    texts: int
+    tokens: int
+    padded_tokens: int
+    """Texts times the longest: what was computed."""
+    seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    answered: "asyncio.Future[FloatArray]"
+    rows: list[FloatArray | None]
+    missing: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.missing = len(self.rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Text:
+    item: Encoded
+    request: _Request
+    position: int
+
+
+class Batcher:
+    """Gathers the texts of all requests and computes them batch by batch, in the running event loop.
+
+    Args:
+        compute: one batch in, float32 [texts, classes] out; called in a thread, never twice at once.
+        batch_tokens: tokens of a batch at most, padding included.
+        max_queued: requests that may wait (or be computed) at once.
+        max_padding: the share of a batch that may be padding.
+        report: told of each batch after it.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Sequence[Encoded]], FloatArray],
+        batch_tokens: int,
+        max_queued: int,
+        max_padding: float = CPU_PADDING,
+        report: Callable[[BatchReport], None] = lambda _: None,
+    ) -> None:
+        self._compute = compute
+        self._batch_tokens = batch_tokens
+        self._max_queued = max_queued
+        self._max_padding = max_padding
+        self.report = report
+        self._waiting: deque[_Text] = deque()
+        self._requests = 0
+        self._tokens = 0
+        self._tokens_per_second = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._loop_task: asyncio.Task[None] | None = None
+
+    @property
+    def queued(self) -> int:
+        """Requests not yet answered."""
+        return self._requests
+
+    def require_room(self) -> None:
+        """Refuses before any work is spent on the request.
+
+        Raises:
+            QueueFullError: `max_queued` requests wait already.
+        """
+        if self._requests >= self._max_queued:
+            seconds = self._tokens / self._tokens_per_second if self._tokens_per_second else 1
+            raise QueueFullError(min(_MAX_RETRY_S, max(1, round(seconds))))
+
+    async def submit(self, items: Sequence[Encoded]) -> FloatArray:
+        """The outputs of one request's texts, float32 [texts, classes]; cancel it to give up waiting.
+
+        Raises:
+            QueueFullError: `max_queued` requests wait already.
+            Exception: whatever computing one of its batches raised.
+        """
+        self.require_room()
+        loop = asyncio.get_running_loop()
+        request = _Request(loop.create_future(), [None] * len(items))
+        tokens = sum(len(item.ids) for item in items)
+        self._requests += 1
+        self._tokens += tokens
+        self._waiting.extend(_Text(item, request, position) for position, item in enumerate(items))
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = loop.create_task(self._run())
+        try:
+            return await request.answered
+        finally:
+            self._requests -= 1
+            self._tokens -= tokens
+
+    def close(self) -> None:
+        """Stops after the batch under way; requests still waiting are cancelled."""
+        if self._loop_task:
+            self._loop_task.cancel()
+        for text in self._waiting:
+            text.request.answered.cancel()
+        self._waiting.clear()
+        self._thread.shutdown(wait=False)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while batch := self._next_batch():
+            started = time.perf_counter()
+            try:
+                outputs = await loop.run_in_executor(self._thread, self._compute, [text.item for text in batch])
+            except Exception as error:
+                for text in batch:
+                    if not text.request.answered.done():
+                        text.request.answered.set_exception(error)
+                continue
+            self._deliver(batch, outputs, time.perf_counter() - started)
+
+    def _next_batch(self) -> list[_Text]:
+        """Takes the longest waiting text and its batch out of the queue; empty when nothing waits."""
+        window: list[_Text] = []
+        while self._waiting and len(window) < WINDOW:
+            text = self._waiting.popleft()
+            if not text.request.answered.done():
+                window.append(text)
+        if not window:
+            return []
+        groups = group_by_length([len(text.item.ids) for text in window], self._batch_tokens, self._max_padding)
+        chosen = set(next(group for group in groups if 0 in group))
+        self._waiting.extendleft(window[index] for index in reversed(range(len(window))) if index not in chosen)
+        return [window[index] for index in sorted(chosen)]
+
+    def _deliver(self, batch: Sequence[_Text], outputs: FloatArray, seconds: float) -> None:
+        for text, row in zip(batch, outputs, strict=True):
+            request = text.request
+            request.rows[text.position] = row
+            request.missing -= 1
+            if not request.missing and not request.answered.done():
+                request.answered.set_result(np.stack([row for row in request.rows if row is not None]))
+        lengths = [len(text.item.ids) for text in batch]
+        speed = sum(lengths) / max(seconds, 1e-6)
+        self._tokens_per_second = 0.8 * self._tokens_per_second + 0.2 * speed if self._tokens_per_second else speed
+        self.report(BatchReport(len(batch), sum(lengths), len(batch) * max(lengths), seconds))

@@ -1,0 +1,82 @@
+"""What `/metrics` tells: counters in Prometheus' text form, of this replica and of those beside it.
+
+HAProxy gives each scrape to any one replica. So every replica publishes its own page now and then where the
+others find it, and whichever is asked answers with all of them; the label `replica` keeps the series apart, and
+`sum by (model, version)` adds them up.
+"""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serve.batching import BatchReport
+
+_LATENCIES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_LABELS = ("model", "version", "replica")
+
+
+class ServeMetrics:
+    """The counters of one replica; every series names the model, its version and the replica."""
+
+    def __init__(self, model: str, version: str, replica: str, queued: Callable[[], int]) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._own = own = (model, version, replica)
+        self._requests = Counter("shoal_requests", "Requests by status.", (*_LABELS, "status"), registry=registry)
+        self._latency = Histogram(
+            "shoal_request_seconds", "Seconds to an answer.", _LABELS, buckets=_LATENCIES, registry=registry
+        ).labels(*own)
+        self._texts = Counter("shoal_texts", "Texts classified.", _LABELS, registry=registry).labels(*own)
+        self._truncated = Counter(
+            "shoal_truncated_texts", "Texts longer than the model reads.", _LABELS, registry=registry
+        ).labels(*own)
+        self._tokens = Counter("shoal_tokens", "Tokens without padding.", _LABELS, registry=registry).labels(*own)
+        self._padding = Counter("shoal_padding_tokens", "Padding computed besides.", _LABELS, registry=registry).labels(
+            *own
+        )
+        self._batch_texts = Histogram(
+            "shoal_batch_texts", "Texts of a batch.", _LABELS, buckets=_SIZES, registry=registry
+        ).labels(*own)
+        self._batch_seconds = Histogram(
+            "shoal_batch_seconds", "Seconds to compute a batch.", _LABELS, buckets=_LATENCIES, registry=registry
+        ).labels(*own)
+        gauge = Gauge("shoal_queued_requests", "Requests waiting or computed now.", _LABELS, registry=registry)
+        gauge.labels(*own).set_function(queued)
+
+    def request(self, status: int, seconds: float) -> None:
+        """Counts an answered request."""
+        self._requests.labels(*self._own, str(status)).inc()
+        if status == 200:
+            self._latency.observe(seconds)
+
+    def classified(self, texts: int, truncated: int) -> None:
+        """Counts the texts of a request."""
+        self._texts.inc(texts)
+        self._truncated.inc(truncated)
+
+    def batch(self, report: BatchReport) -> None:
+        """Counts a batch."""
+        self._tokens.inc(report.tokens)
+        self._padding.inc(report.padded_tokens - report.tokens)
+        self._batch_texts.observe(report.texts)
+        self._batch_seconds.observe(report.seconds)
+
+    def page(self) -> str:
+        """This replica's metrics as Prometheus reads them."""
+        return generate_latest(self._registry).decode()
+
+
+def merged(pages: Iterable[str]) -> str:
+    """One page of several: each family's HELP and TYPE once, then the samples of all."""
+    families: dict[str, tuple[list[str], list[str]]] = {}
+    for page in pages:
+        name = ""
+        for line in page.splitlines():
+            if line.startswith("# HELP "):
+                name = line.split(" ", 3)[2]
+            head, samples = families.setdefault(name, ([], []))
+            if not line.startswith("#"):
+                samples.append(line)
+            elif line not in head:
+                head.append(line)
+    return "".join(f"{line}\n" for head, samples in families.values() for line in (*head, *samples))
