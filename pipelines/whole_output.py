@@ -1,0 +1,128 @@
+"""An output of any size that appears whole or not at all: one Parquet file, a folder of them, or one csv file.
+
+It is written under another name and renamed at the end. An object store has no renaming: there a file is written on
+this machine first and sent at the end, and a folder is whole when it holds `_SUCCESS`, which is sent last.
+"""
+
+import contextlib
+import csv
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from cluster.store import is_local, upload_tree
+from pipelines.tables import as_text
+
+Kind = Literal["parquet", "csv", "folder"]
+_FILE_ROWS = 2**20
+
+
+class Writer(Protocol):
+    """Takes tables of one schema, in order."""
+
+    def write(self, table: pa.Table) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def kind_of(target: UPath) -> Kind:
+    """What is written there, by its name's ending."""
+    kinds: dict[str, Kind] = {".parquet": "parquet", ".csv": "csv"}
+    return kinds.get(target.suffix.lower(), "folder")
+
+
+@contextlib.contextmanager
+def whole_output(target: UPath, kind: Kind, schema: pa.Schema) -> Iterator[Writer]:
+    """A writer; what it wrote stands at `target` when the block ends without an error, and nowhere else."""
+    if not is_local(target):
+        with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
+            local = Path(folder) / target.name
+            with _written(local, kind, schema) as writer:
+                yield writer
+            if kind == "folder":
+                upload_tree(local, target)
+                (target / "_SUCCESS").write_bytes(b"")
+            else:
+                target.fs.put_file(str(local), target.path)
+        return
+    final = Path(target.path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+    try:
+        with _written(partial, kind, schema) as writer:
+            yield writer
+        partial.replace(final)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _written(path: Path, kind: Kind, schema: pa.Schema) -> Iterator[Writer]:
+    writer: Writer = {"parquet": _parquet, "csv": _Csv, "folder": _Folder}[kind](path, schema)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def _parquet(path: Path, schema: pa.Schema) -> Any:
+    return pq.ParquetWriter(path, schema)
+
+
+class _Folder:
+    """Parquet files of about a million rows each, named in their order."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema, self.files, self.rows = path, schema, 0, 0
+        path.mkdir()
+        self.current = self._next()
+
+    def _next(self) -> Any:
+        writer = pq.ParquetWriter(self.path / f"part-{self.files:05d}.parquet", self.schema)
+        self.files, self.rows = self.files + 1, 0
+        return writer
+
+    def write(self, table: pa.Table) -> None:
+        if self.rows >= _FILE_ROWS:
+            self.current.close()
+            self.current = self._next()
+        self.current.write_table(table)
+        self.rows += len(table)
+
+    def close(self) -> None:
+        self.current.close()
+
+
+class _Csv:
+    """A header and lines; null is an empty field, a list its items joined by commas, else nested values JSON."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.file = path.open("w", encoding="utf-8", newline="")
+        self.lines = csv.writer(self.file, lineterminator="\n")
+        self.lines.writerow(schema.names)
+
+    def write(self, table: pa.Table) -> None:
+        self.lines.writerows(zip(*(_fields(column) for column in table.columns), strict=True))
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _fields(column: pa.ChunkedArray) -> list[str | None]:
+    kind = column.type
+    if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
+        return [None if value is None else ",".join(item or "" for item in value) for value in column.to_pylist()]
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        return [as_text(value) for value in column.to_pylist()]
+    fields: list[str | None] = column.cast(pa.string()).to_pylist()
+    return fields
