@@ -1,11 +1,27 @@
 """finetune: a pretrained encoder becomes a classifier (Ray Train), exactly, on however many workers."""
 
+import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
-from models.settings import Settings, execution
+from models.classifier import ClassifierSpec
+from models.feed import Feed
+from models.labels import LabelColumn
+from models.objectives import balanced_weights
+from models.settings import InputError, Settings, execution
+from models.training import Precision
+from pipelines.finetune_report import write_report
+from pipelines.lanes import read_labels
+from pipelines.metrics import check_metric
+from pipelines.prepared import Prepared
+from pipelines.pretrained import encoder_identity
 from pipelines.stage import Task
+from pipelines.trackers import TrackerName
+from pipelines.workers import WorkerJob, train
 
 NAME = "finetune"
 FORMAT = 1
@@ -27,7 +43,7 @@ class FinetuneSettings(Settings):
     encoder: str | ScratchEncoder = Field(
         description="A folder, `package://NAME/PATH` or hub id of a pretrained encoder, or the shape of a fresh one."
     )
-    train: Literal["full", "head"] = Field("full", description="All weights, or only the head's.")
+    tune: Literal["full", "head"] = Field("full", description="Train all weights, or only the head's.")
     epochs: int = Field(2, ge=1, description="Passes over the training set.")
     lanes: int = Field(4, ge=1, description="Slots of a step; lanes x microbatch is the global batch.")
     microbatch: int = Field(8, ge=1, description="Texts in one lane of a step.")
@@ -42,23 +58,116 @@ class FinetuneSettings(Settings):
         "none",
         description="Weights of the classes in the loss: none, inversely to their frequency, or by name.",
     )
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="Of the forward and backward passes (autocast).")
+    precision: Precision = Field("bf16", description="Of the forward and backward passes (autocast).")
     metric: str = Field("macro_f1", description="The validation metric that picks the best epoch.")
     patience: int | None = Field(None, ge=1, description="Validations without a better metric before stopping.")
+    exact: bool = Field(
+        True,
+        description="Sum gradients in fixed point, so that any number of workers ends in the same bits.",
+    )
     seed: int = Field(0, description="Seed of the head's weights, dropout and the order of the rows.")
     threads: int = Field(1, ge=1, description="CPU threads of each worker.")
     workers: int = execution(1, ge=1, description="Training workers, at most as many as lanes.")
     checkpoint_seconds: float = execution(60.0, gt=0, description="Time between checkpoints.")
-    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = execution(
-        ("tensorboard",), description="Where curves are written."
-    )
+    max_failures: int = execution(8, ge=0, description="Lost workers after which the run gives up.")
+    trackers: tuple[TrackerName, ...] = execution(("tensorboard",), description="Where curves are written.")
 
 
 def externals(settings: FinetuneSettings) -> dict[str, str]:
-    """The identity of the encoder's weights."""
-    raise NotImplementedError
+    """The identity of the encoder's weights; none where they are fresh.
+
+    Raises:
+        InputError: there is no encoder where the settings say.
+    """
+    if isinstance(settings.encoder, ScratchEncoder):
+        return {}
+    return {"encoder": encoder_identity(settings.encoder)}
 
 
 def run(task: Task) -> dict[str, Any]:
-    """Trains into `task.out`."""
-    raise NotImplementedError
+    """Trains into `task.out`: `model/` (the classifier), `history.json`, `tensorboard/`, `report.html`.
+
+    Raises:
+        InputError: the settings do not fit the data, or training diverged.
+        ClusterError: workers were lost more often than `max_failures`, or nothing more can be written.
+    """
+    settings: FinetuneSettings = task.settings
+    prepared = Prepared(task.inputs["prepare"].path)
+    index = prepared.index
+    check_metric("finetune.metric", settings.metric, index.labels)
+    if not index.splits["validation"].rows:
+        raise InputError("finetune needs rows for validation, but there are none: raise prepare.validation_share.")
+    split = index.splits["train"]
+    feed = Feed(split.rows, split.chunk_rows, settings.lanes, settings.microbatch, settings.seed)
+    job = WorkerJob(
+        settings=settings,
+        prepared=task.inputs["prepare"].path,
+        out=task.out,
+        work=task.work,
+        feed=feed,
+        spec=ClassifierSpec(labels=index.labels, max_length=index.max_length, pair=index.pair),
+        class_weights=_class_weights(settings, prepared),
+        recipe=task.recipe,
+        fingerprint=task.out.name,
+    )
+    outcome = train(job, task.progress)
+    state = outcome.state
+    history = {"losses": state.losses, "validations": state.validations, "steps_per_epoch": feed.steps}
+    (task.out / "history.json").write_text(json.dumps(history), encoding="utf-8")
+    best = state.validations[state.best_epoch]
+    metrics = {
+        "train_texts": split.rows,
+        "steps": len(state.losses),
+        "epochs": len(state.validations),
+        "best_epoch": state.best_epoch + 1,
+        "stopped_early": state.stopped_early,
+        "final_loss": state.losses[-1],
+        "texts_per_second": round(state.texts_per_second, 1),
+        "padding_share": round(state.padding_share, 4),
+        "workers": outcome.workers,
+        **{f"validation.{name}": value for name, value in best.items()},
+    }
+    write_report(task.out, task.recipe, settings.metric, history, metrics)
+    task.progress.table(
+        "",
+        [
+            ("texts trained on", f"{state.texts:,}"),
+            ("training texts/s", f"{state.texts_per_second:,.1f}"),
+            ("padding", f"{state.padding_share:.1%}"),
+            (f"validation {settings.metric}, epoch {state.best_epoch + 1}", f"{state.best:.4f}"),
+        ],
+    )
+    return metrics
+
+
+def _class_weights(settings: FinetuneSettings, prepared: Prepared) -> dict[str, list[float]]:
+    """Each column's weights in the order of its classes; empty where all weigh alike."""
+    chosen = settings.class_weights
+    columns = prepared.index.labels
+    if chosen == "none":
+        return {}
+    if chosen == "balanced":
+        return {column.name: _balanced(column, prepared) for column in columns}
+    known = {name for column in columns for name in column.classes}
+    if unknown := sorted(set(chosen) - known):
+        raise InputError(
+            f"finetune.class_weights: {unknown[0]!r} is no class; there are {', '.join(sorted(known)[:20])}."
+        )
+    return {column.name: [chosen.get(name, 1.0) for name in column.classes] for column in columns}
+
+
+def _balanced(column: LabelColumn, prepared: Prepared) -> list[float]:
+    counts: Counter[int] = Counter()
+    rows = 0
+    split = prepared.index.splits["train"]
+    for number in range(sum(file.chunks for file in split.files)):
+        name = f"label:{column.name}"
+        values = read_labels(prepared.read_chunk("train", number, [name])[name], column)
+        rows += len(values)
+        classes: Sequence[int] = np.nonzero(values)[1].tolist() if column.multi else values[values >= 0].tolist()
+        counts.update(classes)
+    totals = [counts[position] for position in range(len(column.classes))]
+    if column.multi:
+        # A binary decision for each class: how much a class that holds weighs against one that does not.
+        return [(rows - total) / total if total else 1.0 for total in totals]
+    return balanced_weights(totals)

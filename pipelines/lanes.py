@@ -1,0 +1,128 @@
+"""Reading microbatches: the feed says which rows, this fetches them a chunk at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from models.feed import Feed
+from models.labels import LabelColumn
+from models.training import Batch
+from pipelines.prepared import Prepared
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of unequal length in one flat array: item i is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> "Ragged":
+        """An Arrow list column."""
+        array = column.combine_chunks()
+        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        values = array.values.to_numpy(zero_copy_only=False).astype(np.int64)
+        return cls(values, offsets)
+
+    def padded(self, items: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+        """The items as [items, width], zeros after each."""
+        starts, lengths = self.offsets[items], self.offsets[items + 1] - self.offsets[items]
+        mask = np.arange(width) < lengths[:, None]
+        out = np.zeros(mask.shape, dtype=np.int64)
+        out[mask] = self.values[(starts[:, None] + np.arange(width))[mask]]
+        return out
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The rows of one chunk, ready to be cut into microbatches."""
+
+    rows: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    input_ids: Ragged
+    token_types: Ragged | None
+    labels: Mapping[str, NDArray[np.int64]]
+    """For each column class indices [rows], or for a multi-label one zeros and ones [rows, classes]."""
+
+    def batch(self, items: NDArray[np.int64], pad: int = 0) -> Batch:
+        """The chunk's rows `items` (positions in the chunk) as one padded batch."""
+        lengths = self.lengths[items]
+        width = int(lengths.max())
+        mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+        ids = self.input_ids.padded(items, width)
+        if pad:
+            ids[mask == 0] = pad
+        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        if self.token_types is not None:
+            inputs["token_type_ids"] = torch.from_numpy(self.token_types.padded(items, width))
+        labels = {name: torch.from_numpy(values[items]) for name, values in self.labels.items()}
+        return Batch(inputs, labels, self.rows[items].tolist())
+
+
+def read_chunk(prepared: Prepared, split: str, number: int) -> Chunk:
+    """One chunk of a prepared split."""
+    index = prepared.index
+    names = ["row", "length", "input_ids", *(f"label:{column.name}" for column in index.labels)]
+    if index.pair:
+        names.append("token_type_ids")
+    table = prepared.read_chunk(split, number, names)
+    return Chunk(
+        rows=table["row"].to_numpy().astype(np.int64),
+        lengths=table["length"].to_numpy().astype(np.int64),
+        input_ids=Ragged.of(table["input_ids"]),
+        token_types=Ragged.of(table["token_type_ids"]) if index.pair else None,
+        labels={column.name: read_labels(table[f"label:{column.name}"], column) for column in index.labels},
+    )
+
+
+def read_labels(values: pa.ChunkedArray, column: LabelColumn) -> NDArray[np.int64]:
+    """A stored label column as `Chunk.labels` holds it."""
+    if not column.multi:
+        return np.asarray(values.to_numpy(), dtype=np.int64)
+    ragged = Ragged.of(values)
+    marks = np.zeros((len(ragged.offsets) - 1, len(column.classes)), dtype=np.int64)
+    marks[np.repeat(np.arange(len(marks)), np.diff(ragged.offsets)), ragged.values[ragged.offsets[0] :]] = 1
+    return marks
+
+
+class LaneReader:
+    """Gives the microbatches of some lanes; holds one chunk a lane and reads the next one ahead."""
+
+    def __init__(self, feed: Feed, read: Callable[[int], Chunk], lanes: Sequence[int], pad: int = 0) -> None:
+        self._feed, self._read, self._lanes, self._pad = feed, read, tuple(lanes), pad
+        self._open: dict[int, tuple[int, int, Chunk, NDArray[np.int64]]] = {}
+        self._ahead: dict[int, tuple[int, Future[Chunk]]] = {}
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="chunks")
+
+    def batch(self, epoch: int, step: int, lane: int) -> Batch | None:
+        """The microbatch at (epoch, step, lane), or None where the lane is dry."""
+        place = self._feed.place(epoch, step, lane)
+        if place is None:
+            return None
+        if self._open.get(lane, (None, None))[:2] != (epoch, place.chunk):
+            chunk = self._take(lane, place.chunk)
+            self._open[lane] = (epoch, place.chunk, chunk, self._feed.chunk_order(epoch, place.chunk, chunk.lengths))
+            self._look_ahead(epoch, step, lane)
+        _, _, chunk, order = self._open[lane]
+        return chunk.batch(order[place.start : place.stop], self._pad)
+
+    def _take(self, lane: int, number: int) -> Chunk:
+        ahead = self._ahead.pop(lane, None)
+        if ahead and ahead[0] == number:
+            return ahead[1].result()
+        return self._read(number)
+
+    def _look_ahead(self, epoch: int, step: int, lane: int) -> None:
+        turn_end = (step // self._feed.slots + 1) * self._feed.slots
+        if turn_end >= self._feed.steps:
+            epoch, turn_end = epoch + 1, 0
+        number = self._feed.chunk_at(epoch, turn_end, lane)
+        if number is not None:
+            self._ahead[lane] = (number, self._pool.submit(self._read, number))
