@@ -1,18 +1,21 @@
 """Bringing the endpoint up and taking it down, on a Ray cluster that is connected already."""
 
 import contextlib
+import logging
 import socket
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve as ray_serve
-from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.config import AutoscalingConfig, ControllerOptions, HTTPOptions
 from ray.serve.schema import LoggingConfig
 from upath import UPath
 
 from cluster.store import ClusterError
 from models.settings import InputError
 from serve.classifier import Classifier
+from serve.haproxy import write_starter
 from serve.limits import SETTINGS_VARIABLE
 from serve.settings import ServeSettings
 
@@ -44,6 +47,7 @@ def serve_model(
         ClusterError: the port is taken, or the replicas do not start.
         InputError: the address cannot work on this cluster.
     """
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     _start(settings)
     application = Classifier.options(  # type: ignore[attr-defined]
         max_ongoing_requests=settings.max_queued + _SHARE,
@@ -93,9 +97,15 @@ def _start(settings: ServeSettings) -> None:
         raise ClusterError(
             f"this cluster serves at port {running[1]} already and a cluster has one; set serve.port={running[1]}."
         )
+    session = getattr(ray._private.worker, "_global_node", None)
+    variables: dict[str, str] = {}
+    if nodes == 1 and session is not None:
+        folder = Path(session.get_session_dir_path()) / "shoal-haproxy"
+        variables["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(write_starter(folder, settings.body_timeout_s))
     ray_serve.start(
         http_options=HTTPOptions(host=settings.host, port=settings.port),
         logging_config=LoggingConfig(enable_access_log=False),
+        controller_options=ControllerOptions(runtime_env={"env_vars": variables}),
     )
 
 

