@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import BotoCoreError
 from upath import UPath
 
 RECORD = "artifact.json"
@@ -68,11 +69,18 @@ class Store:
         Raises:
             ClusterError: the store cannot be reached or written.
         """
-        root = UPath(url).expanduser() if "://" not in url else UPath(url)
-        if root.protocol in ("", "file"):
+        try:
+            root = UPath(url).expanduser() if "://" not in url else UPath(url)
+            local = is_local(root)
+            if not local:
+                root.fs  # noqa: B018, the library for it is looked for here
+        except (ValueError, ImportError, RuntimeError) as error:
+            raise ClusterError(f"cannot open the store {url}: {error}.") from error
+        if local:
             root = UPath(Path(root.path).absolute())
         with telling_storage_errors(f"the store {url}"):
-            root.mkdir(parents=True, exist_ok=True)
+            if local:  # An object store needs no folders, and s3fs would make a missing bucket.
+                root.mkdir(parents=True, exist_ok=True)
             probe = root / f".probe-{uuid.uuid4().hex}"
             probe.write_bytes(b"")
             probe.unlink()
@@ -170,7 +178,7 @@ def telling_storage_errors(what: str) -> Iterator[None]:
         yield
     except ClusterError:
         raise
-    except OSError as error:
+    except (OSError, BotoCoreError) as error:
         reason = {
             errno.ENOSPC: "no space is left there; free some and run the same command again",
             errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
@@ -178,5 +186,5 @@ def telling_storage_errors(what: str) -> Iterator[None]:
             errno.EPERM: "permission is denied; choose another with `store=PATH`",
             errno.EROFS: "the filesystem is read-only; choose another with `store=PATH`",
             errno.ENOTDIR: "a part of the path is a file, not a folder; choose another with `store=PATH`",
-        }.get(error.errno or 0, str(error) or type(error).__name__)
-        raise ClusterError(f"cannot write to {what}: {reason}.") from error
+        }.get(getattr(error, "errno", None) or 0, " ".join(str(error).split()) or type(error).__name__)
+        raise ClusterError(f"cannot write to {what}: {reason.rstrip('.')}.") from error
