@@ -2,20 +2,25 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from cluster.logs import CommandLog, causes
-from cluster.store import ClusterError, Store
+from cluster.store import Artifact, ClusterError, Store
 from models.settings import InputError
 
 if TYPE_CHECKING:
+    from pipelines.progress import Progress
     from pipelines.stage import PlannedStage
     from recipes.recipe import Recipe
 
@@ -59,7 +64,6 @@ def _durable(store: str) -> str:
 def _complete(recipe: Path, overrides: Sequence[str] | None, until: str | None) -> None:
     """Completes the stages up to `until` and prints what came of each."""
     from cluster.connect import connected
-    from pipelines.progress import Progress
     from pipelines.stage import complete
     from recipes.listing import headline
 
@@ -71,13 +75,22 @@ def _complete(recipe: Path, overrides: Sequence[str] | None, until: str | None) 
     reused = {name for name in wanted if store.find(name, stages[name].fingerprint)}
     if last not in reused:
         with _LOG.capturing() as terminal, connected():
-            complete(stages[last], store, Progress(_console(terminal.err)), loaded.name)
+            complete(stages[last], store, _progress(terminal.err), loaded.name)
     rows = [
-        (name, "reused" if name in reused else "made", headline(artifact.record.metrics), str(artifact.path))
+        (name, "reused" if name in reused else "made", str(artifact.path), headline(artifact.record.metrics))
         for name in wanted
         if (artifact := store.find(name, stages[name].fingerprint))
     ]
-    Progress(_console()).table("", rows, ("stage", "", "", "artifact"), left=True)
+    _console().print(_table(rows))
+
+
+def _completed(
+    stages: "dict[str, PlannedStage]", store: Store, progress: "Progress", recipe: str
+) -> "dict[str, Artifact]":
+    """Completes all stages and gives their artifacts."""
+    from pipelines.stage import complete
+
+    return {name: complete(planned, store, progress, recipe) for name, planned in stages.items()}
 
 
 @app.command(epilog="Example: shoal init tickets.csv")
@@ -96,24 +109,21 @@ def init(
     path = out or Path(f"{found.name}.yaml")
     if path.exists() and not force:
         raise InputError(f"{path} is there already; --force overwrites it, --out PATH writes another.")
-    console = _console()
-    for line in found.findings:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
     path.write_text(found.recipe, encoding="utf-8")
-    console.print(f"Wrote {path}. Next: shoal run {path}", highlight=False, markup=False, soft_wrap=True)
+    for line in [*found.findings, f"Wrote {path}. Next: shoal run {path}"]:
+        _say(line)
 
 
 @app.command(epilog="Example: shoal check recipes/airline.yaml finetune.epochs=3")
 def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Validate a recipe and print its plan: each stage, its fingerprint, reused or to run."""
-    from pipelines.progress import Progress
-
     _, store, stages = _plan(recipe, overrides)
     rows = [
         (name, planned.fingerprint, "reused" if store.find(name, planned.fingerprint) else "to run")
         for name, planned in stages.items()
     ]
-    Progress(_console()).table(f"{recipe} is valid.", rows, ("stage", "fingerprint", ""), left=True)
+    _say(f"{recipe} is valid.")
+    _console().print(_table(rows))
 
 
 @app.command(epilog="Example: shoal run recipes/airline.yaml --until finetune finetune.learning_rate=5e-5")
@@ -168,10 +178,111 @@ def show(
         print_artifact(found, its_store, _console())
 
 
-def _console(file: "typer.FileTextWrite | None" = None) -> Console:
+@app.command(epilog="Example: shoal predict recipes/airline.yaml tweets.csv --out answers.parquet")
+def predict(
+    recipe: RecipeArgument,
+    file: Annotated[str, typer.Argument(help="What to classify: a file, folder, glob, URL or package://...")],
+    out: Annotated[str, typer.Option(help="Where to: NAME.parquet, NAME.csv, or a folder for Parquet files.")],
+    overrides: Overrides = None,
+    text: Annotated[str | None, typer.Option(help="The column with the text; by default, the recipe's.")] = None,
+    text_pair: Annotated[str | None, typer.Option(help="The column with the second text, likewise.")] = None,
+    every_class: Annotated[bool, typer.Option("--every-class", help="Write each class's probability.")] = False,
+) -> None:
+    """Classify the rows of files of any size with the recipe's classifier."""
+    from cluster.connect import connected
+    from pipelines.predict import predict_file
+    from recipes.endpoint import calibration
+
+    loaded, store, stages = _plan(recipe, overrides)
+    with _LOG.capturing() as terminal, connected():
+        progress = _progress(terminal.err)
+        artifacts = _completed(stages, store, progress, loaded.name)
+        done = predict_file(
+            file,
+            out,
+            artifacts["finetune"].path / "model",
+            calibration(artifacts["evaluate"]),
+            text=text or loaded.data.text,
+            text_pair=text_pair or loaded.data.text_pair,
+            progress=progress,
+            every_class=every_class,
+        )
+    _say(
+        f"{done.rows:,} rows to {done.out} in {done.seconds:,.1f} s; "
+        f"{done.missing:,} without a text, {done.truncated:,} cut to the classifier's length."
+    )
+
+
+@app.command(epilog='Example: shoal serve recipes/airline.yaml --ask "my flight was late again"')
+def serve(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    ask: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ask the endpoint this, print, end.")] = None,
+) -> None:
+    """Complete a recipe's stages, deploy its classifier and stay until Ctrl-C."""
+    from cluster.connect import connected
+    from recipes.endpoint import answer_rows, deploy
+    from recipes.endpoint import ask as ask_endpoint
+    from recipes.listing import reports, summary_rows
+    from serve.app import stop
+
+    loaded, store, stages = _plan(recipe, overrides)
+    with _LOG.capturing() as terminal, connected():
+        console = _console(terminal.out)
+        artifacts = _completed(stages, store, _progress(terminal.err), loaded.name)
+        url = deploy(loaded, artifacts)
+        try:
+            if ask:
+                answers = ask_endpoint(url, ask)
+                console.print(_table(summary_rows(artifacts), ("", loaded.name, "TF-IDF baseline"), numbers=True))
+                console.print(_table(answer_rows(ask, answers), (f"asked at {url}", "answer", "probabilities")))
+                for path in reports(artifacts):
+                    console.print(path, highlight=False, markup=False, soft_wrap=True)
+            else:
+                console.print(
+                    f"{loaded.name} answers at {url}/v1/classify (try it at {url}/docs). Ctrl-C stops it.",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+                _wait()
+        finally:
+            stop()
+
+
+def _wait() -> None:
+    """Until Ctrl-C or SIGTERM."""
+    asked = threading.Event()
+    before = {each: signal.signal(each, lambda *_: asked.set()) for each in (signal.SIGINT, signal.SIGTERM)}
+    asked.wait()
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+def _console(file: IO[str] | None = None) -> Console:
     """A console whose tables are not squeezed to 80 columns where there is no terminal to say otherwise."""
     console = Console(file=file or sys.stdout)
     return console if console.is_terminal else Console(file=file or sys.stdout, width=160)
+
+
+def _progress(file: IO[str]) -> "Progress":
+    from pipelines.progress import Progress
+
+    return Progress(_console(file))
+
+
+def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), *, numbers: bool = False) -> Table:
+    """A plain table; with `numbers`, all but the first column are right aligned."""
+    table = Table(box=None, pad_edge=False, show_header=bool(header))
+    for position in range(len(rows[0]) if rows else 0):
+        name = header[position] if header else ""
+        table.add_column(Text(name), justify="right" if numbers and position else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _say(sentence: str) -> None:
+    _console().print(Text(sentence), soft_wrap=True)
 
 
 def main() -> int:
@@ -199,7 +310,7 @@ def main() -> int:
 
 
 def _tell(sentence: str) -> None:
-    Console(stderr=True).print(f"[red]shoal:[/red] {sentence}", soft_wrap=True, highlight=False)
+    Console(stderr=True).print(Text.assemble(("shoal: ", "red"), sentence), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Showing what is in a store: a line for each artifact, or all there is to know about one."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -13,7 +13,8 @@ from upath import UPath
 from cluster.store import Artifact, Store, read_artifact
 from models.settings import InputError
 
-_HEADLINES = ("rows_in", "rows_out", "rejected", "texts_per_second", "accuracy", "macro_f1")
+_COUNTS = ("rows_in", "rows_out", "rows_rejected", "rejected")
+_HEADLINES = (*_COUNTS, "texts_per_second", "accuracy", "macro_f1")
 
 
 def find_artifact(reference: str, store_url: str) -> tuple[Store, Artifact]:
@@ -79,16 +80,33 @@ def status_table(store: Store) -> Table:
 
 
 def headline(metrics: dict[str, Any]) -> str:
-    """The best known of the metrics, in a few words."""
-    return ", ".join(f"{name} {_number(value)}" for name, value in _headlines(metrics))
+    """The best known of the metrics, in a few words; those of a label column follow its name and a dot."""
+    return ", ".join(
+        f"{name} {number(value)}"
+        for name, value in metrics.items()
+        if name.rpartition(".")[2] in _HEADLINES and name.partition(".")[0] not in ("baseline", "validation")
+    )
 
 
-def _headlines(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            yield from _headlines(value, f"{prefix}{name}.")
-        elif name in _HEADLINES and "baseline" not in prefix:
-            yield prefix + name, value
+def summary_rows(artifacts: Mapping[str, Artifact]) -> list[tuple[str, str, str]]:
+    """What a whole recipe came to: its data, and its classifier beside the baseline."""
+    prepared, tuned, evaluated = (artifacts[name].record.metrics for name in ("prepare", "finetune", "evaluate"))
+    rows = [(name.replace("_", " "), number(prepared[name]), "") for name in _COUNTS if name in prepared]
+    for name, value in evaluated.items():
+        measure = name.rpartition(".")[2]
+        if measure in ("accuracy", "macro_f1") and not name.startswith("baseline."):
+            baseline = evaluated.get(f"baseline.{name}")
+            rows.append((name.replace("_", "-"), number(value), number(baseline) if baseline is not None else ""))
+    for stage, metrics in (("training", tuned), ("evaluation", evaluated)):
+        if "texts_per_second" in metrics:
+            rows.append((f"texts/s in {stage}", number(metrics["texts_per_second"]), ""))
+    return rows
+
+
+def reports(artifacts: Mapping[str, Artifact]) -> list[str]:
+    """Where the artifacts' reports and model card stand."""
+    names = ("report.html", "model_card.md")
+    return [str(path) for each in artifacts.values() for name in names if (path := each.path / name).exists()]
 
 
 def print_artifact(artifact: Artifact, store: Store, console: Console) -> None:
@@ -137,5 +155,8 @@ def size(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
-def _number(value: Any) -> str:
-    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+def number(value: Any) -> str:
+    """A count with commas, a share with four digits, a rate with one."""
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
