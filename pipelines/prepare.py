@@ -1,43 +1,53 @@
-"""prepare: text and labels from anywhere become a clean, split, tokenised, shuffled dataset (Ray Data)."""
+"""prepare: text and labels from anywhere become a clean, split, tokenised, shuffled dataset (Ray Data).
 
-from typing import Any, Literal
+Three passes of Ray Data tasks, each resumable part by part, with files in between:
+
+1. clean: a unit (a byte range of a source) is decoded and cleaned, and its rows are spilled by key range;
+2. gather: a partition (a key range) of all units is freed of duplicates, dealt to splits and sorted by key;
+3. tokenise: a range of a split's final rows becomes a Parquet file of whole chunks.
+
+The keys make the order (see `splitting`), so the result depends on the data and the settings alone. Memory: a task
+holds one unit (at most 32 MiB of source) or one partition (about 64 MiB), some four times over; the driver holds
+counts. Cost: about 95% of the time is the tokenizer's (and ftfy's, where texts are damaged).
+"""
+
+import math
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
-from models.settings import Settings
-from pipelines.sources import DataSettings
+from cluster.store import telling_storage_errors, write_whole
+from models.settings import InputError, Settings
+from pipelines.cleaning import CleaningSettings
+from pipelines.parts import run_parts
+from pipelines.passes import CleanPass, GatherPass, TokenisePass, file_plan, sample_texts, write_rejected
+from pipelines.prepare_report import write_report
+from pipelines.prepared import INDEX, SPLITS, Index, SplitFile, SplitIndex
+from pipelines.sieve import STEPS
+from pipelines.sources import DataSettings, find_sources, sources_identity
+from pipelines.splitting import SplittingSettings
 from pipelines.stage import Task
+from pipelines.tokenising import TokenisingSettings, copy_tokenizer, tokenizer_identity, train_tokenizer
+from pipelines.units import Unit, cut, unit_bytes
 
 NAME = "prepare"
 FORMAT = 1
 
-
-class TokenizerSettings(Settings):
-    """A tokenizer to train on the training split, where the encoder starts from scratch."""
-
-    kind: Literal["wordpiece", "bpe", "unigram"] = Field("wordpiece", description="The subword model.")
-    vocabulary: int = Field(8000, ge=300, description="Size of the vocabulary.")
-    lowercase: bool = Field(True, description="Whether case is dropped.")
+_PARTITION_BYTES = 2**26
+_CHUNKS_WANTED = 48
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 64, 4096
 
 
-class PrepareSettings(Settings):
+class PrepareSettings(CleaningSettings, SplittingSettings, TokenisingSettings):
     """How the text is cleaned, split and tokenised."""
 
-    repair: bool = Field(True, description="Mend mis-decoded text (ftfy).")
-    normalise: Literal["NFC", "NFKC", "none"] = Field("NFC", description="Unicode form; white space is folded too.")
-    min_characters: int = Field(1, ge=1, description="Shorter texts are rejected.")
-    max_characters: int = Field(100_000, ge=1, description="Longer texts are rejected.")
-    deduplicate: Literal["exact", "none"] = Field("exact", description="Of equal texts, across splits, one is kept.")
-    validation_share: float = Field(0.1, ge=0, lt=1, description="Share of the rows for validation.")
-    test_share: float = Field(0.1, ge=0, lt=1, description="Share of the rows for the test.")
-    max_length: int = Field(128, ge=4, description="Tokens a text is cut to, special tokens included.")
-    tokenizer: TokenizerSettings | None = Field(
-        None, description="A tokenizer to train on the data; by default, the encoder's own."
-    )
     chunk_rows: int | None = Field(
         None, ge=1, description="Rows in a chunk; by default, about a 48th of the training set, 64 to 4096."
     )
-    seed: int = Field(0, description="Seed of the shuffle.")
 
 
 class PrepareStageSettings(Settings):
@@ -50,9 +60,192 @@ class PrepareStageSettings(Settings):
 
 def externals(settings: PrepareStageSettings) -> dict[str, str]:
     """Identities of the source data and of the encoder's tokenizer."""
-    raise NotImplementedError
+    found = {"data": sources_identity(settings.data)}
+    if settings.encoder and settings.prepare.tokenizer is None:
+        found["tokenizer"] = tokenizer_identity(settings.encoder)
+    return found
 
 
 def run(task: Task) -> dict[str, Any]:
-    """Prepares the data into `task.out`."""
-    raise NotImplementedError
+    """Prepares the data into `task.out`.
+
+    Raises:
+        InputError: the data or the encoder is not as the settings say, or no usable rows are left.
+        ClusterError: the store cannot be written.
+    """
+    settings: PrepareStageSettings = task.settings
+    prepare = settings.prepare
+    clock = _Clock()
+    with telling_storage_errors(str(task.out)):
+        task.work.mkdir(parents=True, exist_ok=True)
+        if prepare.tokenizer is None:
+            _copy_tokenizer(task)
+    clock.lap("tokenizer")
+
+    sources = find_sources(settings.data, task.work / "fetched")
+    target = unit_bytes(sources)
+    cuts = [cut(source, target, settings.data.quotes) for source in sources]
+    units = [Unit(source, *bounds) for source, ends in zip(sources, cuts, strict=True) for bounds in ends]
+    clock.lap("look")
+
+    partitions = max(1, math.ceil(sum(source.size for source in sources) / _PARTITION_BYTES))
+    cleaning = CleanPass(settings.data, prepare, partitions, str(task.work))
+    cleaned = run_parts("clean", units, cleaning, task.work / "clean", task.progress)
+    clock.lap("clean")
+
+    given = frozenset(code for result in cleaned for code in result["given"])
+    gathering = GatherPass(settings.data, prepare, [r["rows"] for r in cleaned], given, units, cleaned, str(task.work))
+    gathered = run_parts("gather", range(partitions), gathering, task.work / "gather", task.progress)
+    steps = _step_counts(cleaned + gathered)
+    counts = {split: [result["rows"].get(split, 0) for result in gathered] for split in SPLITS}
+    rows_in = sum(result["rows"] for result in cleaned)
+    _check_usable(settings, rows_in, steps, counts, _label_counts(gathered))
+    labels = gathering.label_columns(_label_counts(gathered))
+    if prepare.tokenizer is not None and not (task.out / "tokenizer").exists():
+        with tempfile.TemporaryDirectory() as scratch, telling_storage_errors(str(task.out)):
+            texts = sample_texts(task.work, counts["train"], pair=settings.data.text_pair is not None)
+            train_tokenizer(prepare.tokenizer, prepare.max_length, texts, task.out / "tokenizer", Path(scratch))
+    clock.lap("gather")
+
+    chunk_rows = prepare.chunk_rows or min(max(sum(counts["train"]) // _CHUNKS_WANTED, _SMALLEST_CHUNK), _LARGEST_CHUNK)
+    text_bytes = sum(result["text_bytes"] for result in gathered)
+    files = file_plan(counts, chunk_rows, text_bytes)
+    tokenising = TokenisePass(labels, prepare.max_length, chunk_rows, str(task.work), str(task.out))
+    written = run_parts("tokenise", files, tokenising, task.work / "tokenise", task.progress)
+    clock.lap("tokenise")
+
+    splits = {}
+    for split in SPLITS:
+        parts = [(file, result) for file, result in zip(files, written, strict=True) if file.split == split]
+        if parts:
+            splits[split] = SplitIndex(
+                rows=sum(result["rows"] for _, result in parts),
+                chunk_rows=chunk_rows,
+                files=tuple(SplitFile(name=file.name, chunks=result["chunks"]) for file, result in parts),
+                tokens=sum(result["tokens"] for _, result in parts),
+                truncated=sum(result["truncated"] for _, result in parts),
+            )
+    index = Index(
+        labels=labels,
+        pair=settings.data.text_pair is not None,
+        max_length=prepare.max_length,
+        splits=splits,
+        columns=settings.data.columns,
+    )
+    with telling_storage_errors(str(task.out)):
+        rejected = write_rejected(task.work, task.out / "rejected", units, cleaned, partitions)
+        write_whole(task.out / INDEX, index.model_dump_json(indent=2))
+    rows_out = sum(split.rows for split in splits.values())
+    if rows_in != rows_out + rejected:
+        raise AssertionError(f"rows were lost: {rows_in} in, {rows_out} out and {rejected} rejected")
+    clock.lap("write")
+
+    lengths: Counter[int] = Counter()
+    for result in written:
+        lengths.update({int(length): count for length, count in result["lengths"].items()})
+    megabytes = sum(source.size for source in sources) / 1e6
+    metrics = {
+        "rows_in": rows_in,
+        "rows_out": rows_out,
+        "rejected": rejected,
+        **{f"rejected_{step}": count["dropped"] for step, count in steps.items() if count["dropped"]},
+        **{f"changed_{step}": count["changed"] for step, count in steps.items() if count["changed"]},
+        "conflicting_duplicates": sum(result["conflicts"] for result in gathered),
+        **{f"{name}_rows": split.rows for name, split in splits.items()},
+        "tokens": sum(split.tokens for split in splits.values()),
+        "truncated": sum(split.truncated for split in splits.values()),
+        "chunk_rows": chunk_rows,
+        "classes": sum(len(label.classes) for label in labels),
+        "megabytes": round(megabytes, 3),
+        "megabytes_per_second": round(megabytes / clock.total, 2),
+        **{f"seconds_{name}": seconds for name, seconds in clock.laps.items()},
+    }
+    _tell(task, steps, metrics)
+    with telling_storage_errors(str(task.out)):
+        write_report(task.out / "report.html", task.recipe, metrics, steps, _label_counts(gathered), labels, lengths)
+    return metrics
+
+
+class _Clock:
+    """Seconds of each phase. A resumed run's are of what was left to do."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 2)
+        self._last = now
+
+    @property
+    def total(self) -> float:
+        return max(self._last - self._started, 1e-9)
+
+
+def _copy_tokenizer(task: Task) -> None:
+    settings: PrepareStageSettings = task.settings
+    if settings.encoder is None:
+        raise InputError("prepare needs a tokenizer: name finetune.encoder, or set prepare.tokenizer to train one.")
+    if not (task.out / "tokenizer").exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            copy_tokenizer(settings.encoder, settings.prepare.max_length, task.out / "tokenizer", Path(scratch))
+
+
+def _step_counts(results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    dropped: Counter[str] = Counter()
+    changed: Counter[str] = Counter()
+    for result in results:
+        dropped.update(result["dropped"])
+        changed.update(result.get("changed", {}))
+    return {step: {"dropped": dropped[step], "changed": changed[step]} for step in STEPS}
+
+
+LabelCounts = dict[str, dict[str, Counter[str]]]
+"""Rows by label column, split and class."""
+
+
+def _label_counts(gathered: list[dict[str, Any]]) -> LabelCounts:
+    counts: LabelCounts = {}
+    for result in gathered:
+        for column, splits in result["labels"].items():
+            for split, classes in splits.items():
+                counts.setdefault(column, {}).setdefault(split, Counter()).update(classes)
+    return counts
+
+
+def _check_usable(
+    settings: PrepareStageSettings,
+    rows_in: int,
+    steps: dict[str, dict[str, int]],
+    counts: dict[str, list[int]],
+    labels: LabelCounts,
+) -> None:
+    if not any(sum(parts) for parts in counts.values()):
+        lost = ", ".join(f"{count['dropped']} at {step}" for step, count in steps.items() if count["dropped"])
+        raise InputError(f"no usable row is left of {rows_in} read" + (f" (dropped: {lost})." if lost else "."))
+    for label in settings.data.labels:
+        classes = {name for split in labels.get(label.column, {}).values() for name in split}
+        if len(classes) < (1 if label.multi else 2):
+            only = f"the single class {next(iter(classes))!r}" if classes else "no class"
+            raise InputError(f"the label column {label.column!r} has {only}; at least two are needed to learn from.")
+    shares = {"train": 1.0, "validation": settings.prepare.validation_share, "test": settings.prepare.test_share}
+    for split, parts in counts.items():
+        if not sum(parts) and shares[split]:
+            rows = sum(map(sum, counts.values()))
+            raise InputError(
+                f"the {split} split came out empty from {rows} usable rows; give more rows"
+                + (f", or change prepare.{split}_share (0 leaves it out)." if split != "train" else ".")
+            )
+
+
+def _tell(task: Task, steps: dict[str, dict[str, int]], metrics: dict[str, Any]) -> None:
+    rows: list[tuple[str, ...]] = [("rows in", f"{metrics['rows_in']:,}", "")]
+    for step, count in steps.items():
+        if count["dropped"] or count["changed"]:
+            dropped = f"-{count['dropped']:,}" if count["dropped"] else ""
+            rows.append((f"  {step}", dropped, f"{count['changed']:,} changed" if count["changed"] else ""))
+    rows.append(("rows out", f"{metrics['rows_out']:,}", f"{metrics['rejected']:,} rejected"))
+    rows += [(f"  {split}", f"{metrics[f'{split}_rows']:,}", "") for split in SPLITS if f"{split}_rows" in metrics]
+    rows.append(("tokens", f"{metrics['tokens']:,}", f"{metrics['truncated']:,} texts cut"))
+    task.progress.table("rows in = rows out + rejected", rows)

@@ -1,0 +1,212 @@
+"""The cleaning steps between decoding and duplicates: where, repair, normalise, length, labels.
+
+Whole columns go through Arrow's compiled functions; Python touches only the rows that need it. Repair is the
+dear one: ftfy takes 20-60 us a text, so it is called only where it could change something (`may_need_repair`).
+"""
+
+import re
+from typing import Any, Literal
+
+import ftfy
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ftfy.badness import is_bad
+from numpy.typing import NDArray
+from pydantic import Field
+
+from models.settings import InputError, Settings
+from pipelines.decoding import internal_name
+from pipelines.prepared import SPLITS
+from pipelines.sieve import Sieve, mask
+from pipelines.sources import DataSettings, LabelSettings, split_name
+
+REPAIRS = ftfy.TextFixerConfig(
+    # Mis-decoded text, entities, control characters and stray line breaks are damage. Curly quotes, wide Chinese
+    # punctuation and ligatures are how people write: they stay. The Unicode form is the next step's business.
+    uncurl_quotes=False,
+    fix_character_width=False,
+    fix_latin_ligatures=False,
+    normalization=None,
+    explain=False,
+)
+_DAMAGE = (
+    r"&#?[0-9A-Za-z]{1,24};|[\x00-\x08\x0b-\x1f\x7f-\x{9f}\x{2028}\x{2029}\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffc}]"
+)
+_ODD_SPACE = r"[\t\n\x0b\f\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
+_SPACES = f"[ {_ODD_SPACE[1:]}+"
+_UNFOLDED = f"{_ODD_SPACE}|  |^ | $"
+_MOST_CLASSES = 10_000
+
+
+class CleaningSettings(Settings):
+    """How the text is cleaned."""
+
+    repair: bool = Field(True, description="Mend mis-decoded text (ftfy).")
+    normalise: Literal["NFC", "NFKC", "none"] = Field("NFC", description="Unicode form; white space is folded too.")
+    min_characters: int = Field(1, ge=1, description="Shorter texts are rejected.")
+    max_characters: int = Field(100_000, ge=1, description="Longer texts are rejected.")
+
+
+def clean(sieve: Sieve, settings: DataSettings, cleaning: CleaningSettings, given: str | None) -> None:
+    """Takes decoded rows through all steps; afterwards the table has text, text_pair, given, label:* and column:*.
+
+    `given` is the split that the recipe gives the whole file.
+
+    Raises:
+        InputError: a label column has more than 10,000 different values.
+    """
+    _where(sieve, settings)
+    texts = ["text"]
+    if settings.text_pair:
+        texts.append("text_pair")
+        pair = internal_name(settings.text_pair, settings)
+        sieve.table = sieve.table.append_column("text_pair", sieve.table[pair])
+    for column in texts:
+        sieve.drop("length", ~mask(pc.is_valid(sieve.table[column])), f"the {column} is missing")
+        if cleaning.repair:
+            sieve.replace("repair", column, repair(_whole(sieve.table[column])))
+        if cleaning.normalise != "none":
+            sieve.replace("normalise", column, normalise(_whole(sieve.table[column]), cleaning.normalise))
+    _length(sieve, cleaning, texts)
+    _labels(sieve, settings)
+    _given(sieve, settings, given)
+    columns = {name: sieve.table[name] for name in ("position", "line", "given", *texts)}
+    columns |= {f"label:{label.column}": sieve.table[f"label:{label.column}"] for label in settings.labels}
+    columns |= {f"column:{name}": sieve.table[internal_name(name, settings)] for name in settings.columns}
+    sieve.table = pa.table(columns)
+
+
+def may_need_repair(texts: pa.Array) -> NDArray[np.bool_]:
+    """Which texts ftfy might change, at a small part of its cost: never false for one that it would change."""
+    found = mask(pc.match_substring_regex(texts, _DAMAGE))
+    for row in np.flatnonzero(~mask(pc.string_is_ascii(texts)) & ~found).tolist():
+        found[row] = any(is_bad(line) for line in texts[row].as_py().splitlines(keepends=True))
+    return found
+
+
+def repair(texts: pa.Array) -> pa.Array:
+    """The texts as ftfy mends them (see REPAIRS)."""
+    damaged = may_need_repair(texts)
+    if not damaged.any():
+        return texts
+    mended = [ftfy.fix_text(text, REPAIRS) for text in texts.filter(pa.array(damaged)).to_pylist()]
+    return pc.replace_with_mask(texts, pa.array(damaged), pa.array(mended, pa.string()))
+
+
+def normalise(texts: pa.Array, form: str) -> pa.Array:
+    """The texts in one Unicode form, with white space folded: words with single spaces between."""
+    texts = pc.utf8_normalize(texts, form=form)
+    unfolded = pc.match_substring_regex(texts, _UNFOLDED)
+    if not pc.any(unfolded).as_py():
+        return texts
+    folded = pc.utf8_trim(pc.replace_substring_regex(texts.filter(unfolded), _SPACES, " "), " ")
+    return pc.replace_with_mask(texts, unfolded, folded)
+
+
+def _whole(column: Any) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _where(sieve: Sieve, settings: DataSettings) -> None:
+    for column, pattern in settings.where.items():
+        try:
+            search = re.compile(pattern).search
+        except re.error as error:
+            raise InputError(f"data.where.{column}: {pattern!r} is no regular expression: {error}.") from error
+        cells = _whole(sieve.table[internal_name(column, settings)]).to_pylist()
+        bad = np.array(
+            [cell is None or not search(cell if isinstance(cell, str) else str(cell)) for cell in cells], bool
+        )
+        sieve.drop("where", bad, f"{column} does not match data.where")
+
+
+def _length(sieve: Sieve, cleaning: CleaningSettings, texts: list[str]) -> None:
+    for column in texts:
+        lengths = _whole(pc.utf8_length(sieve.table[column])).to_numpy(zero_copy_only=False)
+        short, long = lengths < cleaning.min_characters, lengths > cleaning.max_characters
+        reasons = [
+            f"the {column} is empty"
+            if length == 0
+            else f"{length} characters, fewer than {cleaning.min_characters}"
+            if length < cleaning.min_characters
+            else f"{length} characters, more than {cleaning.max_characters}"
+            for length in lengths[short | long].tolist()
+        ]
+        sieve.drop("length", short | long, reasons)
+
+
+def _labels(sieve: Sieve, settings: DataSettings) -> None:
+    for label in settings.labels:
+        column = _whole(sieve.table[internal_name(label.column, settings)])
+        values = _multi_label(column, label) if label.multi else _single_label(column, label)
+        sieve.table = sieve.table.append_column(f"label:{label.column}", values)
+    for label in settings.labels:
+        _drop_unknown(sieve, label)
+    if settings.labels:
+        names = [f"label:{label.column}" for label in settings.labels]
+        missing = np.logical_and.reduce([mask(pc.is_null(sieve.table[name])) for name in names])
+        sieve.drop("labels", missing, f"no label in {', '.join(label.column for label in settings.labels)}")
+
+
+def _single_label(column: pa.Array, label: LabelSettings) -> pa.Array:
+    if not pa.types.is_string(column.type):
+        raise InputError(f"the label column {label.column!r} holds lists; set multi: true if a text may have several.")
+    return _renamed(column, label)
+
+
+def _renamed(cells: pa.Array, label: LabelSettings) -> pa.Array:
+    """Cells without outer spaces and under their new names; empty ones are missing."""
+    encoded = pc.dictionary_encode(cells)
+    if len(encoded.dictionary) > _MOST_CLASSES:
+        raise InputError(
+            f"the label column {label.column!r} has more than {_MOST_CLASSES:,} different values; is it another column?"
+        )
+    trimmed = [value.strip() for value in encoded.dictionary.to_pylist()]
+    names = pa.array([label.names.get(value, value) or None for value in trimmed], pa.string())
+    return pc.take(names, encoded.indices)
+
+
+def _multi_label(column: pa.Array, label: LabelSettings) -> pa.Array:
+    """Lists of classes, sorted and each once. An empty cell has none of the classes; a null one is missing."""
+    if pa.types.is_string(column.type):
+        column = pc.split_pattern(column, label.separator)
+    flat = _renamed(_whole(column.flatten()), label).to_pylist()
+    offsets = np.concatenate([[0], np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy())])
+    lists = [
+        sorted({name for name in flat[start:stop] if name}) if valid else None
+        for start, stop, valid in zip(offsets[:-1], offsets[1:], column.is_valid().to_pylist(), strict=True)
+    ]
+    return pa.array(lists, pa.list_(pa.string()))
+
+
+def _drop_unknown(sieve: Sieve, label: LabelSettings) -> None:
+    if label.classes is None:
+        return
+    column = _whole(sieve.table[f"label:{label.column}"])
+    known = pa.array(label.classes, pa.string())
+    if label.multi:
+        cells = column.to_pylist()
+        strange = [next((name for name in cell or () if name not in label.classes), None) for cell in cells]
+    else:
+        strange = pc.if_else(pc.is_in(column, known), None, column).to_pylist()
+    bad = np.array([name is not None for name in strange], bool)
+    sieve.drop(
+        "labels", bad, [f"{label.column} has the unknown class {name!r}" for name in strange if name is not None]
+    )
+
+
+def _given(sieve: Sieve, settings: DataSettings, given: str | None) -> None:
+    """Adds the split that a row comes with, as its index in SPLITS, or -1."""
+    if settings.split is None:
+        codes = np.full(len(sieve.table), SPLITS.index(given) if given else -1, np.int8)
+        sieve.table = sieve.table.append_column("given", pa.array(codes))
+        return
+    cells = _whole(sieve.table[internal_name(settings.split, settings)]).to_pylist()
+    names = [split_name(cell) if isinstance(cell, str) else None for cell in cells]
+    codes = np.array([SPLITS.index(name) if name else -1 for name in names], np.int8)
+    sieve.table = sieve.table.append_column("given", pa.array(codes))
+    reasons = [
+        f"{settings.split} is {cell!r}, which is no split" for cell, code in zip(cells, codes, strict=True) if code < 0
+    ]
+    sieve.drop("split", codes < 0, reasons)

@@ -1,0 +1,75 @@
+"""Work in parts on Ray Data: each part once, whatever dies in between."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import ray
+import ray.data
+from upath import UPath
+
+from cluster.store import ClusterError, telling_storage_errors, write_whole
+from models.settings import InputError
+from pipelines.progress import Progress
+
+Result = dict[str, Any]
+Part = TypeVar("Part")
+
+
+def run_parts(
+    name: str, parts: Sequence[Part], work: Callable[[int, Part], Result], folder: UPath, progress: Progress
+) -> list[Result]:
+    """The results of `work(number, part)` for every part, in order, each computed in a Ray Data task.
+
+    A part's result is written to `folder` when the part is done; a rerun computes only the missing ones. `work`
+    must therefore write its own output whole before it returns, and the same output each time.
+
+    Raises:
+        InputError: raised by `work`, as it was raised there.
+        ClusterError: the folder cannot be written.
+    """
+    with telling_storage_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        finished = {entry.name for entry in folder.iterdir()}
+    results: dict[int, Result] = {}
+    missing = []
+    for number in range(len(parts)):
+        if _marker(number) in finished:
+            results[number] = json.loads((folder / _marker(number)).read_text(encoding="utf-8"))
+        else:
+            missing.append(number)
+
+    def work_on(row: dict[str, Any]) -> dict[str, Any]:
+        number = int(row["number"])
+        try:
+            with telling_storage_errors(str(folder)):
+                result = json.dumps(work(number, parts[number]))
+                write_whole(folder / _marker(number), result)
+        except (InputError, ClusterError) as error:
+            # Told through the data: raised here, Ray would retry it and wrap it in several others.
+            return {"number": number, "result": "", "mistake": type(error).__name__, "sentence": str(error)}
+        return {"number": number, "result": result, "mistake": "", "sentence": ""}
+
+    with progress.step(name, total=len(parts)) as step:
+        step.update(len(results))
+        if missing:
+            for row in _each(missing, work_on):
+                if row["mistake"]:
+                    kind = InputError if row["mistake"] == "InputError" else ClusterError
+                    raise kind(row["sentence"])
+                results[row["number"]] = json.loads(row["result"])
+                step.update(len(results))
+    return [results[number] for number in range(len(parts))]
+
+
+def _each(numbers: list[int], work_on: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    rows = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+    return rows.map(work_on, num_cpus=1).iter_rows()
+
+
+def _marker(number: int) -> str:
+    return f"{number:06d}.json"

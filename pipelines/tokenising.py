@@ -1,0 +1,267 @@
+"""Step tokenise: the encoder's tokenizer, or one trained on the data, and texts to token ids at its full speed.
+
+The Rust class of `tokenizers` is used directly; the Python class around it costs a third of the speed. Long texts
+are cut before they are tokenised, where the tokenizer allows to tell that the outcome is the same.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+from tokenizers import Tokenizer
+from upath import UPath
+
+from cluster.store import upload_tree
+from models.settings import InputError, Settings
+
+_BATCH = 256
+_HEAD_FACTOR = 8
+"""Characters for each token of max_length that are tokenised first: English has 4-5, so it seldom takes more."""
+
+
+class TokenizerSettings(Settings):
+    """A tokenizer to train on the training split, where the encoder starts from scratch."""
+
+    kind: Literal["wordpiece", "bpe", "unigram"] = Field("wordpiece", description="The subword model.")
+    vocabulary: int = Field(8000, ge=300, description="Size of the vocabulary.")
+    lowercase: bool = Field(True, description="Whether case is dropped.")
+
+
+class TokenisingSettings(Settings):
+    """How text becomes tokens."""
+
+    max_length: int = Field(128, ge=4, description="Tokens a text is cut to, special tokens included.")
+    tokenizer: TokenizerSettings | None = Field(
+        None, description="A tokenizer to train on the data; by default, the encoder's own."
+    )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of many rows end to end, and what is to be known of each row."""
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    truncated: NDArray[np.bool_]
+    type_ids: NDArray[np.int8] | None = None
+
+    def columns(self) -> dict[str, pa.Array]:
+        """As columns of a prepared dataset."""
+        offsets = pa.array(np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32))
+        columns = {"input_ids": pa.ListArray.from_arrays(offsets, pa.array(self.ids))}
+        if self.type_ids is not None:
+            columns["token_type_ids"] = pa.ListArray.from_arrays(offsets, pa.array(self.type_ids))
+        return columns | {"length": pa.array(self.lengths), "truncated": pa.array(self.truncated)}
+
+
+class Encoder:
+    """Texts, or pairs of them, to token ids cut to `max_length`, as the tokenizer itself would cut them."""
+
+    def __init__(self, tokenizer_json: bytes, max_length: int) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a Ray task has one core; threads would fight over it
+        self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._max_length = max_length
+        probe = self._tokenizer.encode("a")
+        special = probe.special_tokens_mask
+        body = special.index(0) if 0 in special else len(special)
+        tail = len(special) - body - sum(1 for flag in special[body:] if not flag)
+        self._prefix = np.array(probe.ids[:body], np.int32)
+        self._suffix = np.array(probe.ids[len(special) - tail :], np.int32)
+        self._splits_at_spaces = _splits_at_spaces(json.loads(tokenizer_json))
+
+    def encode(self, texts: list[str]) -> Tokens:
+        """Token ids of texts."""
+        room = self._max_length - len(self._prefix) - len(self._suffix)
+        parts = [self._encode_batch(texts[start : start + _BATCH], room) for start in range(0, len(texts), _BATCH)]
+        if not parts:
+            return Tokens(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, bool))
+        return Tokens(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+        )
+
+    def _encode_batch(self, texts: list[str], room: int) -> Tokens:
+        heads = [self._head(text) for text in texts]
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(heads, add_special_tokens=False)]
+        for row, (head, text) in enumerate(zip(heads, texts, strict=True)):
+            if len(head) < len(text) and len(ids[row]) <= room:
+                ids[row] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        whole = np.fromiter(map(len, ids), np.int32, len(ids))
+        kept = np.minimum(whole, room)
+        flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(whole.sum()))
+        if (whole > room).any():
+            within = np.arange(len(flat)) - np.repeat(np.cumsum(whole) - whole, whole)
+            flat = flat[within < room]
+        lengths = kept + len(self._prefix) + len(self._suffix)
+        framed = np.empty(int(lengths.sum()), np.int32)
+        starts = np.cumsum(lengths) - lengths
+        body = np.ones(len(framed), bool)
+        for position, token in enumerate(self._prefix):
+            framed[starts + position] = token
+            body[starts + position] = False
+        for position, token in enumerate(self._suffix):
+            framed[starts + len(self._prefix) + kept + position] = token
+            body[starts + len(self._prefix) + kept + position] = False
+        framed[body] = flat
+        return Tokens(framed, lengths.astype(np.int32), whole > room)
+
+    def _head(self, text: str) -> str:
+        """The part of a long text that surely decides its first tokens: whole words, up to a space."""
+        limit = self._max_length * _HEAD_FACTOR
+        if len(text) <= limit or not self._splits_at_spaces:
+            return text
+        space = text.rfind(" ", 0, limit)
+        return text[:space] if space > 0 else text
+
+    def encode_pairs(self, texts: list[str], pairs: list[str]) -> Tokens:
+        """Token ids of pairs; the longer part of a pair is cut first."""
+        tokenizer = self._tokenizer
+        tokenizer.enable_truncation(self._max_length, strategy="longest_first")
+        try:
+            ids: list[list[int]] = []
+            types: list[list[int]] = []
+            truncated: list[bool] = []
+            for start in range(0, len(texts), _BATCH):
+                both = list(zip(texts[start : start + _BATCH], pairs[start : start + _BATCH], strict=True))
+                for encoding in tokenizer.encode_batch_fast(both):
+                    ids.append(encoding.ids)
+                    types.append(encoding.type_ids)
+                    truncated.append(bool(encoding.overflowing))
+        finally:
+            tokenizer.no_truncation()
+        lengths = np.fromiter(map(len, ids), np.int32, len(ids))
+        total = int(lengths.sum())
+        return Tokens(
+            np.fromiter(itertools.chain.from_iterable(ids), np.int32, total),
+            lengths,
+            np.array(truncated, bool),
+            np.fromiter(itertools.chain.from_iterable(types), np.int8, total),
+        )
+
+
+def _splits_at_spaces(spec: dict[str, Any]) -> bool:
+    """Whether a text's tokens up to a space are those of the text cut at that space."""
+    normalizer, pre = spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}
+    if any(token.get("lstrip") or token.get("rstrip") or " " in token["content"] for token in spec["added_tokens"]):
+        return False
+    return normalizer.get("type") in (None, "BertNormalizer", "Lowercase", "NFC", "NFD") and pre.get("type") in (
+        "BertPreTokenizer",
+        "Whitespace",
+        "WhitespaceSplit",
+    )
+
+
+def resolve_encoder(encoder: str) -> str:
+    """A local folder for a path or `package://`; a hub id as it is.
+
+    Raises:
+        InputError: it is neither a folder nor of the form of a hub id.
+    """
+    from pipelines.locate import locate
+
+    if "://" in encoder or Path(encoder).expanduser().exists():
+        return str(locate(encoder).path)
+    parts = encoder.split("/")
+    if len(parts) > 2 or not all(parts) or encoder.startswith((".", "~")):
+        raise InputError(f"finetune.encoder: {encoder} is neither a folder nor a hub id (OWNER/NAME).")
+    return encoder
+
+
+def tokenizer_identity(encoder: str) -> str:
+    """A digest of the files that decide how an encoder tokenises; a hub id's is its name."""
+    from pipelines.locate import identity
+
+    folder = Path(resolve_encoder(encoder))
+    if not folder.is_dir():
+        return encoder
+    names = ("token", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece")
+    files = sorted(f for f in folder.iterdir() if f.is_file() and (f.name == "config.json" or f.name.startswith(names)))
+    return identity(UPath(file) for file in files)
+
+
+def copy_tokenizer(encoder: str, max_length: int, out: UPath, scratch: Path) -> None:
+    """Puts the encoder's tokenizer into `out`, as `AutoTokenizer` loads it.
+
+    Raises:
+        InputError: there is no such encoder, or its positions or its tokenizer end before `max_length`.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    name = resolve_encoder(encoder)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"finetune.encoder: {encoder} is no encoder: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"finetune.encoder: {encoder} has no tokenizer of the `tokenizers` library.")
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        positions -= 2  # numbered from the padding's index on
+    longest = min(int(positions), int(tokenizer.model_max_length))
+    if max_length > longest:
+        raise InputError(
+            f"prepare.max_length is {max_length}, but the encoder {encoder} takes at most {longest} tokens."
+        )
+    tokenizer.save_pretrained(scratch)
+    upload_tree(scratch, out)
+
+
+def train_tokenizer(
+    settings: TokenizerSettings, max_length: int, texts: Iterator[str] | Iterable[str], out: UPath, scratch: Path
+) -> None:
+    """Trains a tokenizer and puts it into `out`, as `AutoTokenizer` loads it: [CLS] text [SEP], pairs as in BERT."""
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    shared: dict[str, Any] = {"vocab_size": settings.vocabulary, "special_tokens": special, "show_progress": False}
+    bert = normalizers.BertNormalizer(lowercase=settings.lowercase)
+    trainer: Any
+    match settings.kind:
+        case "wordpiece":
+            tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+            tokenizer.normalizer = bert
+            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            tokenizer.decoder = decoders.WordPiece()
+            trainer = trainers.WordPieceTrainer(**shared)
+        case "bpe":
+            tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+            tokenizer.normalizer = normalizers.Lowercase() if settings.lowercase else None
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+            trainer = trainers.BpeTrainer(**shared, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        case "unigram":
+            tokenizer = Tokenizer(models.Unigram())
+            tokenizer.normalizer = bert
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+            tokenizer.decoder = decoders.Metaspace()
+            trainer = trainers.UnigramTrainer(**shared, unk_token="[UNK]")
+    tokenizer.train_from_iterator(texts, trainer)
+    marks = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(scratch)
+    upload_tree(scratch, out)
