@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -43,6 +42,7 @@ from pipelines.whole_output import Kind, kind_of, whole_output
 
 PART_ROWS = 2048
 _FORMAT = 1
+_SMALL_BYTES = 2**20
 # Fractions, so that as many engines as there are cores leave room for a reader: else they would wait for each other.
 _ENGINE_CPUS, _READER_CPUS = 0.9, 0.05
 
@@ -167,37 +167,55 @@ def _resume(folder: UPath, decides: list[Any]) -> None:
 
 def _run(sources: list[Source], plan: _Plan, finished: set[str], progress: Progress) -> None:
     """Answers every part that is not finished."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    resources: dict[str, float] = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    engines = gpus or max(1, int(resources.get("CPU", 1)))
-    files = [{"number": number, "source": json.dumps(asdict(source))} for number, source in enumerate(sources)]
-    data = ray.data.from_items(files, override_num_blocks=len(files))
-    # A block is a part or few, so that the engines share them out and little waits in memory.
-    data.context.target_max_block_size = 2**18
-    data.context.enable_progress_bars = False
-    data = data.map_batches(
-        _read_parts, fn_args=(finished,), batch_size=1, num_cpus=_READER_CPUS, batch_format="numpy"
-    ).map_batches(
-        _Answerer,
-        fn_constructor_args=(plan,),
-        batch_size=1,
-        batch_format="numpy",
-        compute=ActorPoolStrategy(min_size=1, max_size=engines),
-        num_cpus=_ENGINE_CPUS,
-        num_gpus=1 if gpus else 0,
-    )
+    small = sum(source.size for source in sources) <= _SMALL_BYTES
     total = sum(source.rows for source in sources) if all(source.rows for source in sources) else None
     done, started = 0, time.monotonic()
     with progress.step("predict", total) as step:
-        for row in data.iter_rows():
+        for row in _answer_here(sources, plan, finished) if small else _answer_on_cluster(sources, plan, finished):
             if row["mistake"]:
                 raise (ClusterError if row["kind"] == "ClusterError" else InputError)(row["mistake"])
             done += int(row["rows"])
             step.update(done, f"{done / (time.monotonic() - started):,.0f} texts/s")
 
 
-def _read_parts(batch: dict[str, npt.NDArray[Any]], finished: set[str]) -> Iterator[dict[str, Any]]:
+def _answer_here(sources: list[Source], plan: _Plan, finished: set[str]) -> Iterator[dict[str, Any]]:
+    """Answers in this process: for what takes less time than starting others."""
+    answerer = _Answerer(plan, threads=None)
+    for file in _files(sources):
+        for part in _read_parts({name: [value] for name, value in file.items()}, finished):
+            yield {name: values[0] for name, values in answerer(part).items()}
+
+
+def _answer_on_cluster(sources: list[Source], plan: _Plan, finished: set[str]) -> Iterator[dict[str, Any]]:
+    """Answers in a pool of engines, one for each GPU or else each CPU."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    resources: dict[str, float] = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    files = _files(sources)
+    data: Any = ray.data.from_items(files, override_num_blocks=len(files))
+    # Each part is a block of its own: so the engines share them out and few wait in memory.
+    data.context.target_max_block_size = 1
+    data.context.enable_progress_bars = False
+    parts = data.map_batches(
+        _read_parts, fn_args=(finished,), batch_size=1, num_cpus=_READER_CPUS, batch_format="numpy"
+    )
+    answers = parts.map_batches(
+        _Answerer,
+        fn_constructor_args=(plan,),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(min_size=1, max_size=gpus or max(1, int(resources.get("CPU", 1)))),
+        num_cpus=_ENGINE_CPUS,
+        num_gpus=1 if gpus else 0,
+    )
+    yield from answers.iter_rows()
+
+
+def _files(sources: list[Source]) -> list[dict[str, Any]]:
+    return [{"number": number, "source": json.dumps(asdict(source))} for number, source in enumerate(sources)]
+
+
+def _read_parts(batch: Mapping[str, Any], finished: set[str]) -> Iterator[dict[str, Any]]:
     """The parts of one file, each as one row: its name and its table as Arrow's bytes."""
     source = Source(**json.loads(batch["source"][0]))
     number = int(batch["number"][0])
@@ -217,12 +235,12 @@ def _read_parts(batch: dict[str, npt.NDArray[Any]], finished: set[str]) -> Itera
 class _Answerer:
     """An actor with a loaded engine."""
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: _Plan, threads: int | None = 1) -> None:
         self.plan = plan
         with local_copy(UPath(plan.model)) as folder:
-            self.engine = load_engine(folder, precision=plan.precision, threads=1)
+            self.engine = load_engine(folder, precision=plan.precision, threads=threads)
 
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Answers one part and writes it."""
         if batch["mistake"][0]:
             return {"rows": [0], "mistake": [batch["mistake"][0]], "kind": ["InputError"]}

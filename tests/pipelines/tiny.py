@@ -45,7 +45,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=MAX_LENGTH, **special)
 
 
-def make_classifier(folder: Path, labels: Sequence[LabelColumn] = (TOPIC,), steps: int = 60) -> Path:
+def make_classifier(folder: Path, labels: Sequence[LabelColumn] = (TOPIC,), steps: int = 40) -> Path:
     """A classifier that has learnt the rule, nearly: `steps` batches of it, a second or two."""
     torch.manual_seed(0)
     draw, encoder, labels = random.Random(1), tokenizer(), tuple(labels)
