@@ -1,0 +1,181 @@
+"""Fine-tuning: the same run on any number of workers and through any interruption, and what it leaves behind."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from cluster.store import Artifact, Store
+from models.classifier import load
+from models.settings import InputError
+from pipelines import finetune
+from pipelines.finetune import FinetuneSettings, ScratchEncoder
+from pipelines.progress import Progress
+from pipelines.stage import Task
+from tests.making import make_encoder, make_prepared, open_store, read_json
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return open_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def prepared(store: Store) -> Artifact:
+    return make_prepared(store)
+
+
+def make_task(store: Store, prepared: Artifact, name: str, **settings: Any) -> Task:
+    defaults: dict[str, Any] = {"epochs": 3, "learning_rate": 1e-3, "metric": "accuracy", "trackers": ()}
+    return Task(
+        settings=FinetuneSettings(**(defaults | settings)),
+        inputs={"prepare": prepared},
+        out=store.folder("finetune", name),
+        progress=Progress(),
+        recipe="test",
+    )
+
+
+def weights(task: Task) -> dict[str, torch.Tensor]:
+    return load_file(str(task.out / "model" / "model.safetensors"))
+
+
+def assert_same_run(task: Task, other: Task) -> None:
+    ours, theirs = weights(task), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert read_json(task.out / "history.json") == read_json(other.out / "history.json")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: Store, prepared: Artifact, encoder: Path, ray_session: None) -> Task:
+    """One worker, 4 lanes, bf16, dropout on, 36 steps and more."""
+    task = make_task(store, prepared, "undisturbed", encoder=str(encoder), epochs=3)
+    finetune.run(task)
+    return task
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_any_number_of_workers_ends_in_the_same_bits(
+    workers: int, undisturbed: Task, store: Store, prepared: Artifact
+) -> None:
+    encoder = undisturbed.settings.encoder
+    task = make_task(store, prepared, f"workers-{workers}", encoder=encoder, workers=workers)
+    assert finetune.run(task)["workers"] == workers
+    assert len(read_json(task.out / "history.json")["losses"]) >= 30  # type: ignore[arg-type]
+    assert_same_run(task, undisturbed)
+
+
+def training_workers() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in " ".join(process.cmdline() or [process.name()])
+    ]
+
+
+@contextmanager
+def killing_a_worker(work: Path) -> Iterator[list[int]]:
+    """SIGKILLs one training worker once the run in the folder has a checkpoint."""
+    killed: list[int] = []
+
+    def kill() -> None:
+        end = time.monotonic() + 120
+        while not killed and time.monotonic() < end:
+            time.sleep(0.05)
+            if any(work.glob("train/checkpoint_*/state.json")) and (victims := training_workers()):
+                os.kill(victims[-1].pid, signal.SIGKILL)
+                killed.append(victims[-1].pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    yield killed
+    thread.join()
+
+
+def test_a_killed_worker_changes_nothing(store: Store, prepared: Artifact, encoder: Path, ray_session: None) -> None:
+    common: dict[str, Any] = {"encoder": str(encoder), "epochs": 12, "checkpoint_seconds": 0.3}
+    calm = make_task(store, prepared, "calm", **common)
+    finetune.run(calm)
+    task = make_task(store, prepared, "killed", workers=2, **common)
+    with killing_a_worker(Path(task.work.path)) as killed:
+        finetune.run(task)
+    assert killed
+    assert_same_run(task, calm)
+
+
+def test_the_result_loads_as_any_classifier(undisturbed: Task) -> None:
+    folder = Path((undisturbed.out / "model").path)
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert theirs.config.id2label == {0: "negative", 1: "positive"}
+    ours, tokenizer, spec = load(folder)
+    inputs = tokenizer("word2 word4 word6", return_tensors="pt")
+    assert torch.equal(theirs(**inputs).logits, ours(**inputs).logits)
+    assert spec.labels[0].name == "sentiment"
+
+
+def test_it_learns_and_only_the_head_where_asked(
+    store: Store, prepared: Artifact, encoder: Path, ray_session: None
+) -> None:
+    task = make_task(store, prepared, "head", encoder=str(encoder), tune="head", epochs=1, trackers=("tensorboard",))
+    finetune.run(task)
+    before, after = load_file(str(encoder / "model.safetensors")), weights(task)
+    assert all(torch.equal(after[f"bert.{name}"], value) for name, value in before.items())
+    assert list((task.out / "tensorboard").iterdir())
+    assert "Training loss" in (task.out / "report.html").read_text()
+
+
+def test_from_scratch_with_balanced_classes_and_early_stopping(
+    store: Store, prepared: Artifact, ray_session: None
+) -> None:
+    task = make_task(
+        store,
+        prepared,
+        "scratch",
+        encoder=ScratchEncoder(hidden_size=32, layers=1, heads=2, dropout=0.0),
+        class_weights="balanced",
+        label_smoothing=0.1,
+        epochs=30,
+        patience=1,
+        learning_rate=1e-5,
+    )
+    metrics = finetune.run(task)
+    assert metrics["stopped_early"]
+    assert metrics["epochs"] < 30
+
+
+def test_divergence_is_told_in_a_sentence(store: Store, prepared: Artifact, encoder: Path, ray_session: None) -> None:
+    task = make_task(store, prepared, "diverged", encoder=str(encoder), learning_rate=1e30, clip=1e30)
+    with pytest.raises(InputError, match=r"epoch 0, step \d+.*learning[_ ]rate"):
+        finetune.run(task)
+
+
+def test_an_encoder_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is no encoder: there is no config.json"):
+        finetune.externals(FinetuneSettings(encoder=str(tmp_path)))
+    with pytest.raises(InputError, match="does not exist"):
+        finetune.externals(FinetuneSettings(encoder="./nowhere/at/all"))
+    with pytest.raises(InputError, match="neither a folder here nor an encoder that the hub gives"):
+        finetune.externals(FinetuneSettings(encoder="no-such-owner/no-such-encoder"))
+
+
+def test_an_unknown_class_weight_or_metric_is_told(store: Store, prepared: Artifact, encoder: Path) -> None:
+    with pytest.raises(InputError, match=r"finetune.class_weights: 'angry' is no class; there are negative, positive"):
+        finetune.run(make_task(store, prepared, "weights", encoder=str(encoder), class_weights={"angry": 2.0}))
+    with pytest.raises(InputError, match=r"finetune.metric"):
+        finetune.run(make_task(store, prepared, "metric", encoder=str(encoder), metric="acuracy"))
