@@ -114,8 +114,11 @@ class Batcher:
 
         Raises:
             QueueFullError: `max_queued` requests wait already.
+            ValueError: there are no texts.
             Exception: whatever computing one of its batches raised.
         """
+        if not items:
+            raise ValueError("a request has at least one text")
         self.require_room()
         loop = asyncio.get_running_loop()
         request = _Request(loop.create_future(), [None] * len(items))

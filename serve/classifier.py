@@ -10,6 +10,7 @@ from upath import UPath
 from cluster.store import local_copy
 from models.engine import TorchEngine, load_engine
 from models.settings import InputError
+from serve.exchange import MetricsExchange
 from serve.gateway import build_gateway
 from serve.settings import ServeSettings
 
@@ -35,14 +36,18 @@ class Classifier:
         with local_copy(model_folder) as folder:
             engine = load_engine(folder, precision=settings.precision, threads=threads, temperature=temperature)
         warm_up(engine, settings.batch_tokens)
+        replica = ray_serve.get_replica_context().replica_id.unique_id
+        exchange = MetricsExchange(replica)
         self._gateway = build_gateway(
             engine,
             settings,
             name=name,
             version=version,
             card=card,
-            replica=ray_serve.get_replica_context().replica_id.unique_id,
+            replica=replica,
+            other_metrics=exchange.others,
         )
+        exchange.start(self._gateway.state.metrics.page)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Ray Serve runs."""

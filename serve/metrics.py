@@ -7,7 +7,14 @@ others find it, and whichever is asked answers with all of them; the label `repl
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from serve.batching import BatchReport
 
@@ -20,6 +27,7 @@ class ServeMetrics:
     """The counters of one replica; every series names the model, its version and the replica."""
 
     def __init__(self, model: str, version: str, replica: str, queued: Callable[[], int]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
         self._registry = registry = CollectorRegistry()
         self._own = own = (model, version, replica)
         self._requests = Counter("shoal_requests", "Requests by status.", (*_LABELS, "status"), registry=registry)

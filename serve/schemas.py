@@ -96,8 +96,10 @@ class RequestShape:
         match error["type"]:
             case "json_invalid":
                 reason = str(error.get("ctx", {}).get("error", error["msg"]))
-                if "surrogate" in reason:
-                    return ProblemError(422, f"A text holds half of a surrogate pair, which is no character: {reason}.")
+                if "hex escape" in reason:
+                    return ProblemError(
+                        422, f"A \\u escape is half of a surrogate pair, which is no character: {reason}."
+                    )
                 return ProblemError(400, f"The request's body is not JSON in UTF-8: {reason}; send {wanted}.")
             case "missing":
                 return ProblemError(422, f"The field texts is missing; send {wanted}.")

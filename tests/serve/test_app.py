@@ -1,0 +1,151 @@
+"""The endpoint on Ray Serve behind HAProxy: what only the whole of it shows."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from upath import UPath
+
+from cluster.store import ClusterError
+from models.engine import load_engine
+from serve import app
+from serve.settings import ServeSettings
+from tests.serve.endpoint import post, problem_of, raw
+from tests.small_classifiers import CORPUS, make_classifier
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_classifier(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def settings() -> ServeSettings:
+    return ServeSettings(
+        port=free_port(), min_replicas=2, max_replicas=2, cpus=0.5, precision="fp32", body_timeout_s=1, drain_s=1
+    )
+
+
+@pytest.fixture(scope="module")
+def url(ray_session: None, folder: Path, settings: ServeSettings) -> Iterator[str]:
+    url = app.serve_model(settings, "small", "f00d", UPath(folder), {"metrics": {"accuracy": 0.9}}, {"sentiment": 2.0})
+    yield url
+    app.stop()
+
+
+def test_answers_are_calibrated_and_those_of_the_engine(url: str, folder: Path) -> None:
+    engine = load_engine(folder, precision="fp32", temperature={"sentiment": 2.0})
+    results = httpx.post(f"{url}/v1/classify", json={"texts": CORPUS}).json()["results"]
+    for found, expected in zip(results, engine.classify(CORPUS), strict=True):
+        probabilities = expected.labels["sentiment"].probabilities
+        assert found["labels"]["sentiment"]["probabilities"] == pytest.approx(probabilities, abs=1e-5)
+    assert httpx.get(f"{url}/v1/model").json()["metrics"] == {"accuracy": 0.9}
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+
+
+def test_everything_listens_on_loopback_only(url: str) -> None:
+    (raylet,) = (p for p in psutil.Process().children() if "raylet" in p.name())
+    serving = [p for p in raylet.children(recursive=True) if p.name() == "haproxy" or "Serve" in p.name()]
+    listening = [c.laddr for p in serving for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    public = [address.port for address in listening if address.ip != "127.0.0.1"]
+    assert {int(url.rsplit(":", 1)[1]), 8404, 9101} <= {address.port for address in listening}
+    assert public == []
+
+
+def test_mistakes_are_problems_behind_the_proxy_too(url: str) -> None:
+    good = b'{"texts": ["late"]}'
+    assert raw(url, b"NOT HTTP\r\n\r\n")[0] == 400
+    assert problem_of(raw(url, post(b"{")))[0] == 400
+    assert problem_of(raw(url, b"GET /nothing HTTP/1.1\r\nHost: shoal\r\n\r\n"))[0] == 404
+    assert problem_of(raw(url, b"PUT /v1/classify HTTP/1.1\r\nHost: shoal\r\nContent-Length: 0\r\n\r\n"))[0] == 405
+    assert problem_of(raw(url, post(b'{"texts": [3]}')))[0] == 422
+    assert raw(url, post(good, f"X-Long: {'x' * 40_000}"))[0] == 400
+    for header in ("X-Request-Id: \xff\xfe", "X-Request-Timeout-Seconds: 0.000001", "serve_multiplexed_model_id: \xff"):
+        assert raw(url, post(good, header))[0] == 200
+
+
+def test_a_huge_body_is_refused(url: str) -> None:
+    assert problem_of(raw(url, post(b"", length=100_000_000)))[0] == 413
+    with contextlib.suppress(httpx.TransportError):  # told while still sending
+        assert httpx.post(f"{url}/v1/classify", content=b"x" * 100_000_000, timeout=20).status_code == 413
+    assert httpx.post(f"{url}/v1/classify", json={"texts": ["late"]}).status_code == 200
+
+
+def test_slow_clients_are_told(url: str) -> None:
+    assert problem_of(raw(url, post(b'{"texts"', length=100)))[0] == 408
+    assert raw(url, b"POST /v1/classify HTTP/1.1\r\nHost: sh")[0] == 408
+
+
+def test_metrics_are_those_of_all_replicas(url: str) -> None:
+    for _ in range(20):
+        httpx.post(f"{url}/v1/classify", json={"texts": ["late", "late"]})
+    deadline = time.monotonic() + 15
+    while True:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        texts = [line for line in lines if line.startswith("shoal_texts_total{")]
+        if len(texts) == 2 and sum(float(line.rsplit(" ", 1)[1]) for line in texts) >= 40:
+            break
+        assert time.monotonic() < deadline, texts
+        time.sleep(0.5)
+    assert lines.count("# TYPE shoal_texts_total counter") == 1
+
+
+def test_a_killed_replica_costs_no_request(url: str) -> None:
+    """Requests go on while one of two replicas is killed; those in its hands may be told to try again."""
+    statuses: list[int] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, timeout=20) as client:
+            while not done.is_set():
+                statuses.append(client.post("/v1/classify", json={"texts": ["late"]}).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    (raylet,) = (p for p in psutil.Process().children() if "raylet" in p.name())
+    replica = next(p for p in raylet.children(recursive=True) if p.name().startswith("ray::ServeReplica"))
+    os.kill(replica.pid, signal.SIGKILL)
+    time.sleep(4)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(503) <= 4
+    assert statuses[-20:] == [200] * 20
+
+
+def test_a_taken_port_is_told(ray_session: None, url: str, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        other = ServeSettings(port=taken.getsockname()[1])
+        with pytest.raises(ClusterError, match=r"serves at port \d+ already"):
+            app.serve_model(other, "small", "f00d", UPath(folder), {}, {})
+        with pytest.raises(ClusterError, match=r"cannot listen on .*; choose another with serve.port=PORT"):
+            app._require_free_port(other)
+
+
+def test_a_second_model_takes_the_place_of_the_first(url: str, settings: ServeSettings, folder: Path) -> None:
+    assert app.serve_model(settings, "small", "beef", UPath(folder), {}, {}) == url
+    assert httpx.get(f"{url}/v1/model").json()["version"] == "beef"
+    assert json.loads(raw(url, post(b'{"texts": ["late"]}'))[2])["version"] == "beef"
+
+
+def test_a_model_that_is_none_is_told(ray_session: None, url: str, settings: ServeSettings, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="holds no classifier"):
+        app.serve_model(settings, "small", "dead", UPath(tmp_path), {}, {})

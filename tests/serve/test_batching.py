@@ -1,0 +1,172 @@
+"""The batcher: every request is answered once, in order, within the budget, and none starves."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.engine import Encoded, FloatArray
+from serve.batching import Batcher, BatchReport, QueueFullError
+
+
+def text(number: int, length: int) -> Encoded:
+    """A text whose number is its first token, so that a fake engine can echo it."""
+    return Encoded([number, *([0] * (length - 1))], None, False)
+
+
+@dataclass
+class EchoEngine:
+    """Answers each text with its number; records the batches; waits for `gate` where it has one."""
+
+    batches: list[list[int]] = field(default_factory=list)
+    lengths: list[list[int]] = field(default_factory=list)
+    gate: threading.Semaphore | None = None
+    running: int = 0
+
+    def __call__(self, batch: Sequence[Encoded]) -> FloatArray:
+        self.running += 1
+        assert self.running == 1, "two batches at once"
+        self.batches.append([item.ids[0] for item in batch])
+        self.lengths.append([len(item.ids) for item in batch])
+        if self.gate:
+            assert self.gate.acquire(timeout=10)
+        self.running -= 1
+        return np.array([[item.ids[0]] for item in batch], dtype=np.float32)
+
+
+REQUESTS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=8), min_size=1, max_size=20)
+
+
+@given(lengths=REQUESTS, budget=st.integers(1, 1000), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_request_is_answered_once_within_the_budget(
+    lengths: list[list[int]], budget: int, data: st.DataObject
+) -> None:
+    pauses = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
+    engine, reports = EchoEngine(), list[BatchReport]()
+
+    async def run() -> None:
+        batcher = Batcher(engine, budget, max_queued=100, report=reports.append)
+        number, tasks = 0, []
+        for request, pause in zip(lengths, pauses, strict=True):
+            items = [text(number + index, length) for index, length in enumerate(request)]
+            tasks.append((list(range(number, number + len(items))), asyncio.create_task(batcher.submit(items))))
+            number += len(items)
+            if pause:
+                await asyncio.sleep(0)
+        for numbers, task in tasks:
+            assert (await task)[:, 0].tolist() == numbers
+        assert batcher.queued == 0
+        batcher.close()
+
+    asyncio.run(run())
+    total = sum(map(len, lengths))
+    assert sorted(number for batch in engine.batches for number in batch) == list(range(total))
+    assert all(len(batch) == 1 or len(batch) * max(batch) <= budget for batch in engine.lengths)
+    assert sum(report.texts for report in reports) == total
+    assert sum(report.tokens for report in reports) == sum(map(sum, lengths))
+    assert all(report.padded_tokens >= report.tokens for report in reports)
+
+
+def test_the_longest_waiting_is_always_next() -> None:
+    """A long text is not passed over while short ones keep coming."""
+    gate = threading.Semaphore(0)
+    engine = EchoEngine(gate=gate)
+
+    async def run() -> None:
+        batcher = Batcher(engine, 64, max_queued=1000)
+        tasks = [asyncio.create_task(batcher.submit([text(0, 8)]))]
+        await asyncio.sleep(0.02)  # the first batch is being computed
+        tasks.append(asyncio.create_task(batcher.submit([text(1, 300)])))
+        tasks += [asyncio.create_task(batcher.submit([text(number, 8)])) for number in range(2, 50)]
+        await asyncio.sleep(0)
+        for _ in range(20):
+            gate.release()
+        await asyncio.gather(*tasks)
+        batcher.close()
+
+    asyncio.run(run())
+    assert engine.batches[:2] == [[0], [1]]
+    assert len(engine.batches) == 2 + 6  # 48 texts of 8 tokens, 8 to a batch of 64
+
+
+@given(first=st.lists(st.integers(1, 200), min_size=1, max_size=40), budget=st.integers(1, 400))
+@settings(max_examples=40, deadline=None)
+def test_a_text_with_k_before_it_waits_for_at_most_k_batches(first: list[int], budget: int) -> None:
+    engine = EchoEngine()
+
+    async def run() -> None:
+        batcher = Batcher(engine, budget, max_queued=1000)
+        await asyncio.gather(*(batcher.submit([text(number, length)]) for number, length in enumerate(first)))
+        batcher.close()
+
+    asyncio.run(run())
+    turn = {number: index for index, batch in enumerate(engine.batches) for number in batch}
+    assert all(turn[number] <= number for number in turn)
+
+
+def test_clients_that_gave_up_are_skipped() -> None:
+    gate = threading.Semaphore(0)
+    engine = EchoEngine(gate=gate)
+
+    async def run() -> None:
+        batcher = Batcher(engine, 8, max_queued=10)
+        tasks = [asyncio.create_task(batcher.submit([text(number, 8)])) for number in range(5)]
+        await asyncio.sleep(0.02)
+        tasks[2].cancel()  # waits
+        tasks[0].cancel()  # is being computed
+        await asyncio.sleep(0)
+        assert batcher.queued == 3
+        for _ in range(5):
+            gate.release()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(result, asyncio.CancelledError) for result in results] == [True, False, True, False, False]
+        assert batcher.queued == 0
+        batcher.close()
+
+    asyncio.run(run())
+    assert engine.batches == [[0], [1], [3], [4]]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+    gate = threading.Semaphore(0)
+    engine = EchoEngine(gate=gate)
+
+    async def run() -> None:
+        batcher = Batcher(engine, 8, max_queued=3)
+        tasks = [asyncio.create_task(batcher.submit([text(number, 8)])) for number in range(3)]
+        await asyncio.sleep(0.02)
+        with pytest.raises(QueueFullError) as full:
+            await batcher.submit([text(9, 8)])
+        assert 1 <= full.value.retry_after_s <= 60
+        for _ in range(4):
+            gate.release()
+        await asyncio.gather(*tasks)
+        assert (await batcher.submit([text(9, 8)]))[0, 0] == 9
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_failing_batch_fails_its_requests_only() -> None:
+    def compute(batch: Sequence[Encoded]) -> FloatArray:
+        if any(item.ids[0] == 1 for item in batch):
+            raise ValueError("broken")
+        return np.array([[item.ids[0]] for item in batch], dtype=np.float32)
+
+    async def run() -> None:
+        batcher = Batcher(compute, 8, max_queued=10)
+        tasks = [batcher.submit([text(0, 8)]), batcher.submit([text(1, 8), text(2, 8)]), batcher.submit([text(3, 8)])]
+        good, bad, late = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(good, np.ndarray)
+        assert isinstance(bad, ValueError)
+        assert isinstance(late, np.ndarray)
+        assert batcher.queued == 0
+        batcher.close()
+
+    asyncio.run(run())

@@ -1,0 +1,266 @@
+"""What a client gets over real HTTP: answers, and for every mistake one clear sentence."""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.engine import TorchEngine, load_engine
+from serve.settings import ServeSettings
+from tests.serve.endpoint import post, problem_of, raw, running
+from tests.small_classifiers import CORPUS, SENTIMENT, TOPICS, make_classifier
+
+SETTINGS = ServeSettings(max_texts=8, max_body_bytes=20_000, body_timeout_s=0.5)
+CARD = {"metrics": {"accuracy": 0.9, "loss": math.inf}, "lineage": {"prepare": "abc"}}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+    return load_engine(make_classifier(tmp_path_factory.mktemp("single"), (SENTIMENT, TOPICS)), precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def url(engine: TorchEngine) -> Iterator[str]:
+    with running(engine, SETTINGS, card=CARD) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def pair_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = make_classifier(tmp_path_factory.mktemp("pair"), pair=True)
+    with running(load_engine(folder, precision="fp32"), SETTINGS) as url:
+        yield url
+
+
+def test_answers_are_those_of_the_engine_in_order(url: str, engine: TorchEngine) -> None:
+    texts = [*CORPUS, "bag " * 60]
+    response = httpx.post(f"{url}/v1/classify", json={"texts": texts})
+    assert response.status_code == 200
+    answer = response.json()
+    assert (answer["model"], answer["version"]) == ("small", "f00d")
+    for found, expected in zip(answer["results"], engine.classify(texts), strict=True):
+        assert (found["truncated"], found["tokens"]) == (expected.truncated, expected.tokens)
+        for name, prediction in expected.labels.items():
+            assert found["labels"][name]["label"] == prediction.label
+            assert found["labels"][name]["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-5)
+    assert [result["truncated"] for result in answer["results"]] == [False, False, False, True]
+
+
+def test_a_pair_is_a_list_of_two(pair_url: str) -> None:
+    response = httpx.post(f"{pair_url}/v1/classify", json={"texts": [["good", "crew"], ["crew", "good"]]})
+    first, second = (result["labels"]["sentiment"]["probabilities"] for result in response.json()["results"])
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        (b"", 400, "is not JSON in UTF-8"),
+        (b"texts", 400, "is not JSON in UTF-8"),
+        (b'{"texts": ["a"]', 400, "is not JSON in UTF-8"),
+        (b'{"texts": ["\xff\xfe"]}', 400, "is not JSON in UTF-8"),
+        ('{"texts": ["late"]}'.encode("utf-16"), 400, "is not JSON in UTF-8"),
+        (b"[" * 5000, 400, "is not JSON in UTF-8"),
+        (b'{"texts": ["\\ud800 alone"]}', 422, "surrogate"),
+        (b'{"texts": ["\\udc00"]}', 422, "surrogate"),
+        (b'{"texts": ["\\u12"]}', 400, "invalid escape"),
+        (b"[]", 422, "body must be an object, not a list"),
+        (b"null", 422, "body must be an object, not null"),
+        (b'"late"', 422, "body must be an object, not a string"),
+        (b"{}", 422, "texts is missing"),
+        (b'{"text": "late"}', 422, "texts is missing"),
+        (b'{"texts": ["late"], "top_k": 3}', 422, "top_k is no field"),
+        (b'{"texts": "late"}', 422, "texts must be a list, not a string"),
+        (b'{"texts": null}', 422, "texts must be a list, not null"),
+        (b'{"texts": {}}', 422, "texts must be a list, not an object"),
+        (b'{"texts": []}', 422, "texts is empty"),
+        (b'{"texts": ["late", 7]}', 422, "texts[1] must be a string, not a number"),
+        (b'{"texts": ["late", NaN]}', 422, "texts[1] must be a string, not a number"),
+        (b'{"texts": ["late", null]}', 422, "texts[1] must be a string, not null"),
+        (b'{"texts": ["late", ["a", "b"]]}', 422, "texts[1] must be a string, not a list"),
+        (b'{"texts": ["late", true]}', 422, "texts[1] must be a string, not true or false"),
+        (b'{"texts": ["late", ""]}', 422, "texts[1] is empty"),
+        (b'{"texts": [" \\n\\t\\u3000"]}', 422, "texts[0] is empty"),
+        (json.dumps({"texts": ["late"] * 9}).encode(), 422, "more than 8 texts"),
+        (json.dumps({"texts": ["x" * 30_000]}).encode(), 413, "larger than 20,000 bytes"),
+    ],
+)
+def test_a_wrong_request_is_told_in_one_sentence(url: str, body: bytes, status: int, sentence: str) -> None:
+    found, detail = problem_of(raw(url, post(body)))
+    assert found == status
+    assert sentence in detail
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        (["late"], "texts[0] must be a list of two texts, [text, partner], not a string"),
+        ([["late"]], "texts[0] must be a list of two texts"),
+        ([["late", "b", "c"]], "texts[0] must be a list of two texts"),
+        ([["late", 3]], "texts[0][1] must be a string, not a number"),
+        ([["late", ""]], "texts[0] is empty"),
+    ],
+)
+def test_a_wrong_pair_is_told(pair_url: str, texts: list[Any], sentence: str) -> None:
+    status, detail = problem_of(raw(pair_url, post(json.dumps({"texts": texts}).encode())))
+    assert status == 422
+    assert sentence in detail
+
+
+def test_other_mistakes_in_http(url: str) -> None:
+    good = b'{"texts": ["late"]}'
+    assert problem_of(raw(url, b"GET /nothing HTTP/1.1\r\nHost: shoal\r\n\r\n"))[0] == 404
+    assert problem_of(raw(url, b"GET /v1/classify HTTP/1.1\r\nHost: shoal\r\n\r\n"))[0] == 405
+    assert raw(url, b"GET /v1/classify HTTP/1.1\r\nHost: shoal\r\n\r\n")[1]["allow"] == "POST"
+    assert problem_of(raw(url, post(good, "Content-Encoding: gzip")))[0] == 415
+    assert problem_of(raw(url, b"GET /static-offline-docs/%00 HTTP/1.1\r\nHost: shoal\r\n\r\n"))[0] == 404
+    for header in ("X-Request-Id: \xff\xfe", "X-Request-Timeout-Seconds: \xff", "serve_multiplexed_model_id: \xff"):
+        assert raw(url, post(good, header))[0] == 200
+    assert raw(url, post(good, "Content-Type: text/plain; charset=latin-1"))[0] == 200
+
+
+def test_nul_and_odd_characters_are_text(url: str) -> None:
+    texts = ["late\x00again", "\U0001f6eb", "\u200b\u202e late", "e\u0301", "\ufffd\uffff"]
+    response = httpx.post(f"{url}/v1/classify", json={"texts": texts})
+    assert response.status_code == 200
+    assert len(response.json()["results"]) == 5
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url) as client:
+        yield client
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["texts", "a", ""]), inner, max_size=3),
+    max_leaves=15,
+)
+
+
+@given(
+    body=st.binary(max_size=60)
+    | JSON.map(lambda value: json.dumps(value).encode())
+    | JSON.map(lambda value: json.dumps({"texts": value}).encode())
+)
+@settings(max_examples=150, deadline=None)
+def test_nothing_that_is_sent_makes_the_server_fail(client: httpx.Client, body: bytes) -> None:
+    response = client.post("/v1/classify", content=body)
+    if response.status_code == 200:
+        json.loads(response.content, parse_constant=pytest.fail)
+    else:
+        assert response.status_code in (400, 422)
+        problem_of((response.status_code, dict(response.headers), response.content))
+
+
+def test_a_huge_body_is_refused_before_it_is_sent(url: str) -> None:
+    started = time.monotonic()
+    status, headers, _ = response = raw(url, post(b"", length=100_000_000))
+    assert problem_of(response)[0] == status == 413
+    assert headers["connection"] == "close"
+    assert time.monotonic() - started < SETTINGS.body_timeout_s
+
+
+def test_a_huge_body_of_unknown_length_is_refused_as_it_comes(url: str) -> None:
+    def chunks() -> Iterator[bytes]:
+        sent = 0
+        while sent < 100_000_000:
+            yield b"x" * 10_000
+            sent += 10_000
+
+    try:
+        status = httpx.post(f"{url}/v1/classify", content=chunks()).status_code
+    except httpx.TransportError:  # it was still sending when the connection was closed
+        status = 413
+    assert status == 413
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+
+
+def test_a_slow_client_is_told_and_holds_nobody_up(url: str) -> None:
+    answers: list[int] = []
+
+    def slow() -> None:
+        answers.append(problem_of(raw(url, post(b'{"texts"', length=100), (0.3, b": "), (0.4, b"[")))[0])
+
+    threads = [threading.Thread(target=slow) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    assert httpx.post(f"{url}/v1/classify", json={"texts": ["late"]}, timeout=5).status_code == 200
+    for thread in threads:
+        thread.join()
+    assert answers == [408] * 20
+
+
+def test_a_full_queue_is_429_with_retry_after(engine: TorchEngine) -> None:
+    gate = threading.Event()
+    compute = engine.forward
+
+    class Stalled:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(engine, name)
+
+        def forward(self, batch: Any) -> Any:
+            gate.wait(10)
+            return compute(batch)
+
+    statuses: list[int] = []
+    with running(Stalled(), ServeSettings(max_queued=2)) as url:  # type: ignore[arg-type]
+
+        def ask() -> None:
+            statuses.append(httpx.post(f"{url}/v1/classify", json={"texts": ["late"]}, timeout=20).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 10
+        while "shoal_queued_requests" not in (page := httpx.get(f"{url}/metrics").text) or "} 2.0" not in page:
+            assert time.monotonic() < deadline
+        status, headers, _ = response = raw(url, post(b'{"texts": ["late"]}'))
+        assert problem_of(response)[0] == status == 429
+        assert int(headers["retry-after"]) >= 1
+        gate.set()
+        for thread in threads:
+            thread.join()
+    assert statuses == [200, 200]
+
+
+def test_what_the_model_is(url: str) -> None:
+    about = httpx.get(f"{url}/v1/model").json()
+    assert (about["name"], about["version"], about["max_length"], about["pair"]) == ("small", "f00d", 32, False)
+    assert about["labels"][1] == {"name": "topics", "classes": ["bag", "delay", "food", "price"], "multi": True}
+    assert about["metrics"] == {"accuracy": 0.9, "loss": None}
+    assert about["lineage"] == {"prepare": "abc"}
+
+
+def test_documentation_needs_no_other_host(url: str) -> None:
+    page = httpx.get(f"{url}/docs").text
+    assert "swagger" in page
+    assert "https://" not in page
+    assert httpx.get(f"{url}/static-offline-docs/swagger-ui-bundle.js").status_code == 200
+    schema = httpx.get(f"{url}/openapi.json").json()
+    body = schema["paths"]["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["properties"]["texts"]["maxItems"] == 8
+
+
+def test_metrics_count_what_was_asked(engine: TorchEngine) -> None:
+    with running(engine, SETTINGS) as url:
+        httpx.post(f"{url}/v1/classify", json={"texts": ["late", "bag " * 60]})
+        httpx.post(f"{url}/v1/classify", json={"texts": []})
+        samples = dict(
+            line.rsplit(" ", 1) for line in httpx.get(f"{url}/metrics").text.splitlines() if not line.startswith("#")
+        )
+    own = 'model="small",replica="local"'
+    assert samples[f'shoal_requests_total{{{own},status="200",version="f00d"}}'] == "1.0"
+    assert samples[f'shoal_requests_total{{{own},status="422",version="f00d"}}'] == "1.0"
+    assert samples[f'shoal_texts_total{{{own},version="f00d"}}'] == "2.0"
+    assert samples[f'shoal_truncated_texts_total{{{own},version="f00d"}}'] == "1.0"
+    assert samples[f'shoal_request_seconds_count{{{own},version="f00d"}}'] == "1.0"
+    assert samples[f'shoal_queued_requests{{{own},version="f00d"}}'] == "0.0"

@@ -1,0 +1,73 @@
+"""Classifiers with random weights, made on the spot, for tests of what computes and serves them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordPieceTrainer
+from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Config, PreTrainedConfig
+from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+from models.classifier import ClassifierSpec, label_config, save
+from models.labels import LabelColumn
+
+SENTIMENT = LabelColumn(name="sentiment", classes=("negative", "neutral", "positive"))
+TOPICS = LabelColumn(name="topics", classes=("bag", "delay", "food", "price"), multi=True)
+
+CORPUS = ["the flight was late again", "lovely crew and good food", "they lost my bag and would not help"]
+
+
+def train_tokenizer(*, decoder: bool = False) -> FastTokenizer:
+    """A small WordPiece tokenizer; a decoder's adds no special tokens."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer()
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.train_from_iterator(CORPUS, WordPieceTrainer(vocab_size=120, special_tokens=special))
+    if not decoder:
+        tokenizer.post_processor = TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), special, strict=True))
+    inputs = ["input_ids", "attention_mask"] + ([] if decoder else ["token_type_ids"])
+    return FastTokenizer(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+
+
+def make_classifier(
+    folder: Path,
+    labels: Sequence[LabelColumn] = (SENTIMENT,),
+    *,
+    pair: bool = False,
+    max_length: int = 32,
+    decoder: bool = False,
+) -> Path:
+    """A two-layer BERT (or GPT-2, for `decoder`) of width 32 whose answers differ from text to text."""
+    torch.manual_seed(3)
+    tokenizer = train_tokenizer(decoder=decoder)
+    vocabulary = len(tokenizer)
+    columns = tuple(labels)
+    config: PreTrainedConfig
+    if decoder:
+        config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, **label_config(columns))
+    else:
+        config = BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=max(64, max_length),
+            initializer_range=0.3,
+            **label_config(columns),
+        )
+    model = AutoModelForSequenceClassification.from_config(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, tokenizer, ClassifierSpec(labels=columns, max_length=max_length, pair=pair), folder)
+    return folder
