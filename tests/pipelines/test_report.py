@@ -59,5 +59,5 @@ def test_figures_are_well_formed_take_the_page_s_colour_and_repeat() -> None:
 
 def test_a_report_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ClusterError, match="cannot write to .*report.html"):
+    with pytest.raises(ClusterError, match=r"cannot write to .*report\.html"):
         render(UPath(tmp_path / "file" / "report.html"), "t", [])

@@ -47,6 +47,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def make_classifier(folder: Path, labels: Sequence[LabelColumn] = (TOPIC,), steps: int = 40) -> Path:
     """A classifier that has learnt the rule, nearly: `steps` batches of it, a second or two."""
+    # Matrices this small gain nothing by threads, and lose much by waiting for them on busy cores.
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     draw, encoder, labels = random.Random(1), tokenizer(), tuple(labels)
     size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
