@@ -63,7 +63,7 @@ def _vectorizer(texts: Sequence[str]) -> TfidfVectorizer:
     words = sum(len(text.split()) for text in sample)
     shared = {"sublinear_tf": True, "max_features": _FEATURES, "dtype": np.float32}
     if sum(map(len, sample)) > _SPACED_WORD * max(words, 1):
-        return TfidfVectorizer(analyzer="char", ngram_range=(1, 3), **shared)
+        return TfidfVectorizer(analyzer="char", ngram_range=(1, 2), **shared)
     return TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **shared)
 
 

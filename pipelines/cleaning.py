@@ -122,18 +122,18 @@ def _where(sieve: Sieve, settings: DataSettings) -> None:
 
 
 def _length(sieve: Sieve, cleaning: CleaningSettings, texts: list[str]) -> None:
-    for column in texts:
-        lengths = _whole(pc.utf8_length(sieve.table[column])).to_numpy(zero_copy_only=False)
-        short, long = lengths < cleaning.min_characters, lengths > cleaning.max_characters
-        reasons = [
-            f"the {column} is empty"
-            if length == 0
-            else f"{length} characters, fewer than {cleaning.min_characters}"
-            if length < cleaning.min_characters
-            else f"{length} characters, more than {cleaning.max_characters}"
-            for length in lengths[short | long].tolist()
-        ]
-        sieve.drop("length", short | long, reasons)
+    """Drops rows whose text (both parts of a pair together: a headline may lack its article) is too short or long."""
+    lengths = np.sum([_whole(pc.utf8_length(sieve.table[column])).to_numpy() for column in texts], axis=0)
+    short, long = lengths < cleaning.min_characters, lengths > cleaning.max_characters
+    reasons = [
+        "the text is empty"
+        if length == 0
+        else f"{length} characters, fewer than {cleaning.min_characters}"
+        if length < cleaning.min_characters
+        else f"{length} characters, more than {cleaning.max_characters}"
+        for length in lengths[short | long].tolist()
+    ]
+    sieve.drop("length", short | long, reasons)
 
 
 def _labels(sieve: Sieve, settings: DataSettings) -> None:

@@ -35,10 +35,8 @@ def write_spill(table: pa.Table, partitions: NDArray[np.int64], count: int, path
     return offsets
 
 
-def read_piece(path: UPath, start: int, stop: int) -> pa.Table | None:
-    """One partition's rows of a spill file, or None where there are none."""
-    if stop == start:
-        return None
+def read_piece(path: UPath, start: int, stop: int) -> pa.Table:
+    """One partition's rows of a spill file."""
     with path.fs.open(path.path, "rb") as stream:
         stream.seek(start)
         content = stream.read(stop - start)

@@ -21,7 +21,8 @@ from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_identity
 from pipelines.stage import Task
 from pipelines.trackers import TrackerName
-from pipelines.workers import WorkerJob, train
+from pipelines.training import WorkerJob
+from pipelines.workers import train
 
 NAME = "finetune"
 FORMAT = 1

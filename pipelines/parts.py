@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -44,7 +45,7 @@ def run_parts(
         number = int(row["number"])
         try:
             with telling_storage_errors(str(folder)):
-                result = json.dumps(work(number, parts[number]))
+                result = json.dumps(work(number, pickle.loads(row["part"])))
                 write_whole(folder / _marker(number), result)
         except (InputError, ClusterError) as error:
             # Told through the data: raised here, Ray would retry it and wrap it in several others.
@@ -54,7 +55,7 @@ def run_parts(
     with progress.step(name, total=len(parts)) as step:
         step.update(len(results))
         if missing:
-            for row in _each(missing, work_on):
+            for row in _each([(number, parts[number]) for number in missing], work_on):
                 if row["mistake"]:
                     kind = InputError if row["mistake"] == "InputError" else ClusterError
                     raise kind(row["sentence"])
@@ -63,11 +64,13 @@ def run_parts(
     return [results[number] for number in range(len(parts))]
 
 
-def _each(numbers: list[int], work_on: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def _each(parts: list[tuple[int, Any]], work_on: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    rows = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+    # Each task is sent its own part alone: all of them would make a job's traffic grow with its square.
+    items = [{"number": number, "part": pickle.dumps(part)} for number, part in parts]
+    rows = ray.data.from_items(items, override_num_blocks=len(items))
     return rows.map(work_on, num_cpus=1).iter_rows()
 
 

@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -80,28 +80,46 @@ class CleanPass:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A partition's rows of one unit: where they are in its spill file, and where the unit is in the data."""
+
+    unit: int
+    start: int
+    stop: int
+    first_row: int
+    first_line: int
+    file: str
+
+
+def pieces_of(units: list[Unit], cleaned: list[dict[str, Any]], partitions: int) -> list[list[Piece]]:
+    """For each partition, its pieces of all units, in order."""
+    rows = list(itertools.accumulate((result["rows"] for result in cleaned), initial=0))
+    lines = first_lines(units, cleaned)
+    files = [unit.source.path for unit in units]
+    return [
+        [
+            Piece(
+                number, result["offsets"][part], result["offsets"][part + 1], rows[number], lines[number], files[number]
+            )
+            for number, result in enumerate(cleaned)
+            if result["offsets"][part] < result["offsets"][part + 1]
+        ]
+        for part in range(partitions)
+    ]
+
+
+@dataclass(frozen=True)
 class GatherPass:
     """A partition becomes `gather/NUMBER-SPLIT.rows`, in final order, and `gather/NUMBER.rejected`."""
 
     data: DataSettings
     prepare: Any
-    unit_rows: list[int]
     given: frozenset[int]
-    units: list[Unit]
-    cleaned: list[dict[str, Any]]
+    """The splits that some rows come with."""
     work: str
 
-    @cached_property
-    def _bases(self) -> list[int]:
-        """The identity of each unit's first row."""
-        return list(itertools.accumulate(self.unit_rows, initial=0))
-
-    @cached_property
-    def _lines(self) -> list[int]:
-        return first_lines(self.units, self.cleaned)
-
-    def __call__(self, number: int, partition: int) -> dict[str, Any]:
-        table = self._read(partition)
+    def __call__(self, partition: int, pieces: list[Piece]) -> dict[str, Any]:
+        table = self._read(pieces)
         if table is None:
             return {"rows": {}, "labels": {}, "dropped": {}, "conflicts": 0, "text_bytes": 0, "rejected": 0}
         result: dict[str, Any] = {"dropped": {}, "conflicts": 0, "rejected": 0}
@@ -122,21 +140,18 @@ class GatherPass:
                     result["labels"].setdefault(label.column, {})[name] = classes
         return result
 
-    def _read(self, partition: int) -> pa.Table | None:
-        pieces = []
-        for number, (unit, result) in enumerate(zip(self.units, self.cleaned, strict=True)):
-            start, stop = result["offsets"][partition : partition + 2]
-            piece = read_piece(UPath(self.work) / "clean" / f"{number:06d}.spill", start, stop)
-            if piece is not None:
-                rows = pc.add(piece["position"], self._bases[number])
-                lines = pc.add(piece["line"], self._lines[number])
-                piece = piece.drop_columns(["position", "line"])
-                pieces.append(
-                    piece.append_column("row", rows)
-                    .append_column("line", lines)
-                    .append_column("file", pa.array([unit.source.path] * len(piece), pa.string()))
-                )
-        return pa.concat_tables(pieces).combine_chunks() if pieces else None
+    def _read(self, pieces: list[Piece]) -> pa.Table | None:
+        tables = []
+        for piece in pieces:
+            table = read_piece(UPath(self.work) / "clean" / f"{piece.unit:06d}.spill", piece.start, piece.stop)
+            rows, lines = pc.add(table["position"], piece.first_row), pc.add(table["line"], piece.first_line)
+            tables.append(
+                table.drop_columns(["position", "line"])
+                .append_column("row", rows)
+                .append_column("line", lines)
+                .append_column("file", pa.array([piece.file] * len(table), pa.string()))
+            )
+        return pa.concat_tables(tables).combine_chunks() if tables else None
 
     def _deduplicate(self, table: pa.Table, result: dict[str, Any], path: UPath) -> pa.Table:
         labels = [_array(table[f"label:{label.column}"]) for label in self.data.labels]
@@ -195,10 +210,6 @@ class TokenisePass:
     work: str
     out: str
 
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return Encoder((UPath(self.out) / "tokenizer" / "tokenizer.json").read_bytes(), self.max_length)
-
     def __call__(self, number: int, file: OutputFile) -> dict[str, Any]:
         folder = UPath(self.work) / "gather"
         table = pa.concat_tables(
@@ -206,9 +217,8 @@ class TokenisePass:
         ).combine_chunks()
         texts = table["text"].to_pylist()
         pair = "text_pair" in table.column_names
-        tokens = (
-            self._encoder.encode_pairs(texts, table["text_pair"].to_pylist()) if pair else self._encoder.encode(texts)
-        )
+        encoder = _encoder(self.out, self.max_length)
+        tokens = encoder.encode_pairs(texts, table["text_pair"].to_pylist()) if pair else encoder.encode(texts)
         columns: dict[str, Any] = {"row": table["row"], "text": table["text"]}
         if pair:
             columns["text_pair"] = table["text_pair"]
@@ -230,6 +240,12 @@ class TokenisePass:
             "truncated": int(tokens.truncated.sum()),
             "lengths": dict(zip(map(str, lengths.tolist()), counts.tolist(), strict=True)),
         }
+
+
+@lru_cache(maxsize=1)
+def _encoder(out: str, max_length: int) -> Encoder:
+    """Kept by a worker process from task to task: large vocabularies take a second to load."""
+    return Encoder((UPath(out) / "tokenizer" / "tokenizer.json").read_bytes(), max_length)
 
 
 def file_plan(counts: dict[str, list[int]], chunk_rows: int, text_bytes: int) -> list[OutputFile]:

@@ -92,7 +92,7 @@ def predict_file(
         out: a name ending in .parquet or .csv makes one file, any other a folder of Parquet files.
         model_folder: the classifier, as `finetune` writes it.
         temperature: by label column, from `evaluate`'s calibration.json.
-        text: the column with the text; text files have the one column `text`.
+        text: the column with the text; of .txt files, which have no columns, each line is one.
         text_pair: the column with the second text, for a classifier of pairs.
         progress: where the user is told how far it is.
         every_class: whether each class's probability is written, not only the likeliest one's.
@@ -107,6 +107,8 @@ def predict_file(
     kind = kind_of(target)
     spec = _spec(model_folder)
     _check(target, kind, spec, text_pair)
+    if source.lower().endswith((".txt", ".text")):
+        text = "text"
     settings = DataSettings(source=source, text=text, text_pair=text_pair)
     folder = target.with_name(f"{target.name}.partial")
     plan = _Plan(str(folder), str(model_folder), dict(temperature or {}), text, text_pair, every_class, precision)

@@ -24,7 +24,7 @@ from cluster.store import telling_storage_errors, write_whole
 from models.settings import InputError, Settings
 from pipelines.cleaning import CleaningSettings
 from pipelines.parts import run_parts
-from pipelines.passes import CleanPass, GatherPass, TokenisePass, file_plan, sample_texts, write_rejected
+from pipelines.passes import CleanPass, GatherPass, TokenisePass, file_plan, pieces_of, sample_texts, write_rejected
 from pipelines.prepare_report import write_report
 from pipelines.prepared import INDEX, SPLITS, Index, SplitFile, SplitIndex
 from pipelines.sieve import STEPS
@@ -94,8 +94,9 @@ def run(task: Task) -> dict[str, Any]:
     clock.lap("clean")
 
     given = frozenset(code for result in cleaned for code in result["given"])
-    gathering = GatherPass(settings.data, prepare, [r["rows"] for r in cleaned], given, units, cleaned, str(task.work))
-    gathered = run_parts("gather", range(partitions), gathering, task.work / "gather", task.progress)
+    gathering = GatherPass(settings.data, prepare, given, str(task.work))
+    pieces = pieces_of(units, cleaned, partitions)
+    gathered = run_parts("gather", pieces, gathering, task.work / "gather", task.progress)
     steps = _step_counts(cleaned + gathered)
     counts = {split: [result["rows"].get(split, 0) for result in gathered] for split in SPLITS}
     rows_in = sum(result["rows"] for result in cleaned)

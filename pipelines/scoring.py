@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from upath import UPath
 
@@ -22,6 +21,7 @@ from cluster.store import local_copy
 from models.engine import Encoded, Precision, TorchEngine, load_engine
 from models.labels import LabelColumn, total_classes
 from models.settings import InputError
+from pipelines.lanes import read_labels
 from pipelines.prepared import Prepared
 from pipelines.progress import Progress, Step
 
@@ -40,7 +40,7 @@ class Scored:
     logits: npt.NDArray[np.float32]
     """[n, classes of all label columns]."""
     labels: dict[str, npt.NDArray[Any]]
-    """By label column: int32 [n], -1 where missing, or bool [n, classes]."""
+    """By label column: int64 [n], -1 where missing, or bool [n, classes]."""
 
 
 @dataclass(frozen=True)
@@ -142,18 +142,9 @@ def encode_rows(rows: pa.Table) -> list[Encoded]:
 
 
 def label_arrays(rows: pa.Table, columns: Sequence[LabelColumn]) -> dict[str, npt.NDArray[Any]]:
-    """The labels of prepared rows, by column: int32 [n], -1 where missing, or bool [n, classes]."""
-    found: dict[str, npt.NDArray[Any]] = {}
-    for column in columns:
-        stored = rows[f"label:{column.name}"].combine_chunks()
-        if not column.multi:
-            found[column.name] = stored.fill_null(-1).to_numpy(zero_copy_only=False)
-            continue
-        holds = np.zeros((len(stored), len(column.classes)), bool)
-        parents = pc.list_parent_indices(stored).to_numpy()
-        holds[parents, stored.flatten().to_numpy()] = True
-        found[column.name] = holds
-    return found
+    """The labels of prepared rows, by column: int64 [n], -1 where missing, or bool [n, classes]."""
+    stored = {column.name: read_labels(rows[f"label:{column.name}"], column) for column in columns}
+    return {column.name: stored[column.name].astype(bool if column.multi else np.int64) for column in columns}
 
 
 def _encoded_columns(prepared: Prepared) -> list[str]:

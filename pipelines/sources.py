@@ -1,8 +1,10 @@
 """Labelled text where it lies: the settings that name it, and the files they lead to."""
 
 import csv
+import hashlib
 import io
 import json
+import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -118,9 +120,16 @@ class Source:
     """Names of integer classes, where the file records them (the ClassLabel of `datasets`)."""
 
     def open(self) -> Any:
-        """The file's bytes."""
+        """The file's bytes.
+
+        Raises:
+            InputError: it cannot be read on this node.
+        """
         path = UPath(self.path)
-        return path.fs.open(path.path, "rb")
+        try:
+            return path.fs.open(path.path, "rb")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read on the node {platform.node()}: {error}.") from error
 
 
 def split_name(value: str) -> str | None:
@@ -150,19 +159,17 @@ def sources_identity(settings: DataSettings) -> str:
     Raises:
         InputError: a file is missing.
     """
-    from pipelines.hub import hub_identity
-
     parts = []
     for split, reference in references(settings):
         if reference.startswith(HUB):
+            from pipelines.hub import hub_identity  # imports `datasets`, which takes a second
+
             parts.append((split, hub_identity(reference)))
         else:
             parts.append((split, identity(_expand(reference))))
     if len(parts) == 1 and parts[0][0] is None:
         return parts[0][1]
-    from hashlib import sha256
-
-    return sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def find_sources(settings: DataSettings, fetched: UPath) -> list[Source]:
@@ -173,11 +180,11 @@ def find_sources(settings: DataSettings, fetched: UPath) -> list[Source]:
     Raises:
         InputError: a file is missing, empty, of an unknown format, or lacks a column that the recipe uses.
     """
-    from pipelines.hub import fetch
-
     found: list[Source] = []
     for position, (split, reference) in enumerate(references(settings)):
         if reference.startswith(HUB):
+            from pipelines.hub import fetch
+
             pairs = fetch(reference, split, fetched / f"{position:03d}")
             found += [_parquet(path, given) for given, path in pairs]
             continue

@@ -71,50 +71,46 @@ class Encoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._max_length = max_length
-        probe = self._tokenizer.encode("a")
-        special = probe.special_tokens_mask
-        body = special.index(0) if 0 in special else len(special)
-        tail = len(special) - body - sum(1 for flag in special[body:] if not flag)
-        self._prefix = np.array(probe.ids[:body], np.int32)
-        self._suffix = np.array(probe.ids[len(special) - tail :], np.int32)
+        self._single = _frame_of(self._tokenizer.encode("a"))
+        self._pair = _frame_of(self._tokenizer.encode("a", "a"))
         self._splits_at_spaces = _splits_at_spaces(json.loads(tokenizer_json))
 
     def encode(self, texts: list[str]) -> Tokens:
         """Token ids of texts."""
-        room = self._max_length - len(self._prefix) - len(self._suffix)
-        parts = [self._encode_batch(texts[start : start + _BATCH], room) for start in range(0, len(texts), _BATCH)]
-        if not parts:
-            return Tokens(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, bool))
-        return Tokens(
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.lengths for part in parts]),
-            np.concatenate([part.truncated for part in parts]),
-        )
+        return _joined([self._encode(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)])
 
-    def _encode_batch(self, texts: list[str], room: int) -> Tokens:
+    def encode_pairs(self, texts: list[str], pairs: list[str]) -> Tokens:
+        """Token ids of pairs; the longer part of a pair is cut first."""
+        starts = range(0, len(texts), _BATCH)
+        return _joined([self._encode_pairs(texts[at : at + _BATCH], pairs[at : at + _BATCH]) for at in starts])
+
+    def _encode(self, texts: list[str]) -> Tokens:
+        room = self._max_length - self._single.size
         heads = [self._head(text) for text in texts]
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(heads, add_special_tokens=False)]
+        ids = self._ids(heads)
         for row, (head, text) in enumerate(zip(heads, texts, strict=True)):
             if len(head) < len(text) and len(ids[row]) <= room:
-                ids[row] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        whole = np.fromiter(map(len, ids), np.int32, len(ids))
-        kept = np.minimum(whole, room)
-        flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(whole.sum()))
-        if (whole > room).any():
-            within = np.arange(len(flat)) - np.repeat(np.cumsum(whole) - whole, whole)
-            flat = flat[within < room]
-        lengths = kept + len(self._prefix) + len(self._suffix)
-        framed = np.empty(int(lengths.sum()), np.int32)
-        starts = np.cumsum(lengths) - lengths
-        body = np.ones(len(framed), bool)
-        for position, token in enumerate(self._prefix):
-            framed[starts + position] = token
-            body[starts + position] = False
-        for position, token in enumerate(self._suffix):
-            framed[starts + len(self._prefix) + kept + position] = token
-            body[starts + len(self._prefix) + kept + position] = False
-        framed[body] = flat
-        return Tokens(framed, lengths.astype(np.int32), whole > room)
+                ids[row] = self._ids([text])[0]
+        whole = _lengths(ids)
+        return self._single.around([ids], [np.minimum(whole, room)], whole > room)
+
+    def _encode_pairs(self, texts: list[str], pairs: list[str]) -> Tokens:
+        room = self._max_length - self._pair.size
+        heads = [[self._head(text) for text in texts], [self._head(pair) for pair in pairs]]
+        first, second = self._ids(heads[0]), self._ids(heads[1])
+        for row, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
+            cut = len(heads[0][row]) < len(text), len(heads[1][row]) < len(pair)
+            counts = len(first[row]), len(second[row])
+            longer = 0 if counts[0] > counts[1] else 1
+            # Which part is the longer decides the cut: a head will do where that is sure all the same.
+            if any(cut) and (cut[1 - longer] or counts[longer] <= max(room, counts[1 - longer])):
+                first[row], second[row] = self._ids([text, pair])
+        lengths = _lengths(first), _lengths(second)
+        kept = longest_first(*lengths, room)
+        return self._pair.around([first, second], list(kept), lengths[0] + lengths[1] > room)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _head(self, text: str) -> str:
         """The part of a long text that surely decides its first tokens: whole words, up to a space."""
@@ -124,30 +120,86 @@ class Encoder:
         space = text.rfind(" ", 0, limit)
         return text[:space] if space > 0 else text
 
-    def encode_pairs(self, texts: list[str], pairs: list[str]) -> Tokens:
-        """Token ids of pairs; the longer part of a pair is cut first."""
-        tokenizer = self._tokenizer
-        tokenizer.enable_truncation(self._max_length, strategy="longest_first")
-        try:
-            ids: list[list[int]] = []
-            types: list[list[int]] = []
-            truncated: list[bool] = []
-            for start in range(0, len(texts), _BATCH):
-                both = list(zip(texts[start : start + _BATCH], pairs[start : start + _BATCH], strict=True))
-                for encoding in tokenizer.encode_batch_fast(both):
-                    ids.append(encoding.ids)
-                    types.append(encoding.type_ids)
-                    truncated.append(bool(encoding.overflowing))
-        finally:
-            tokenizer.no_truncation()
-        lengths = np.fromiter(map(len, ids), np.int32, len(ids))
-        total = int(lengths.sum())
-        return Tokens(
-            np.fromiter(itertools.chain.from_iterable(ids), np.int32, total),
-            lengths,
-            np.array(truncated, bool),
-            np.fromiter(itertools.chain.from_iterable(types), np.int8, total),
-        )
+
+@dataclass(frozen=True)
+class _Frame:
+    """The special tokens before, between and after the parts of a row, and the types of all."""
+
+    special: list[NDArray[np.int32]]
+    special_types: list[NDArray[np.int8]]
+    part_types: list[int]
+
+    @property
+    def size(self) -> int:
+        """How many special tokens there are."""
+        return sum(map(len, self.special))
+
+    def around(
+        self, parts: list[list[list[int]]], kept: list[NDArray[np.int64]], truncated: NDArray[np.bool_]
+    ) -> Tokens:
+        """Rows made of the first `kept` tokens of each part, framed by the special tokens."""
+        lengths = sum(kept) + np.int64(self.size)
+        ids, types = np.empty(int(lengths.sum()), np.int32), np.empty(int(lengths.sum()), np.int8)
+        cursor = np.cumsum(lengths) - lengths
+        for position, (special, special_types) in enumerate(zip(self.special, self.special_types, strict=True)):
+            for offset in range(len(special)):
+                ids[cursor + offset], types[cursor + offset] = special[offset], special_types[offset]
+            cursor = cursor + len(special)
+            if position < len(parts):
+                whole = _lengths(parts[position])
+                flat = np.fromiter(itertools.chain.from_iterable(parts[position]), np.int32, int(whole.sum()))
+                flat = flat[_within(whole) < np.repeat(kept[position], whole)]
+                places = np.repeat(cursor, kept[position]) + _within(kept[position])
+                ids[places], types[places] = flat, self.part_types[position]
+                cursor = cursor + kept[position]
+        return Tokens(ids, lengths.astype(np.int32), truncated, types if len(parts) > 1 else None)
+
+
+def _frame_of(probe: Any) -> _Frame:
+    """The frame that the tokenizer put around the one-token parts of a probe."""
+    inner = [position for position, part in enumerate(probe.sequence_ids) if part is not None]
+    bounds = []
+    for part in sorted({probe.sequence_ids[position] for position in inner}):
+        own = [position for position in inner if probe.sequence_ids[position] == part]
+        bounds.append((own[0], own[-1] + 1))
+    starts, ends = [0, *(end for _, end in bounds)], [*(start for start, _ in bounds), len(probe.ids)]
+    ids, types = np.array(probe.ids, np.int32), np.array(probe.type_ids, np.int8)
+    return _Frame(
+        [ids[start:end] for start, end in zip(starts, ends, strict=True)],
+        [types[start:end] for start, end in zip(starts, ends, strict=True)],
+        [int(types[start]) for start, _ in bounds],
+    )
+
+
+def longest_first(
+    first: NDArray[np.int64], second: NDArray[np.int64], room: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many tokens of each part stay when the longer part is cut first (as `tokenizers` does it)."""
+    short, long = np.minimum(first, second), np.maximum(first, second)
+    both = short > room // 2
+    kept_short = np.where(short + long <= room, short, np.where(both, room // 2, short))
+    kept_long = np.where(short + long <= room, long, room - kept_short)
+    swapped = first > second
+    return np.where(swapped, kept_long, kept_short), np.where(swapped, kept_short, kept_long)
+
+
+def _lengths(ids: list[list[int]]) -> NDArray[np.int64]:
+    return np.fromiter(map(len, ids), np.int64, len(ids))
+
+
+def _within(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, ... for each length, end to end."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _joined(parts: list[Tokens]) -> Tokens:
+    types = [part.type_ids for part in parts if part.type_ids is not None]
+    return Tokens(
+        np.concatenate([np.zeros(0, np.int32), *(part.ids for part in parts)]),
+        np.concatenate([np.zeros(0, np.int32), *(part.lengths for part in parts)]),
+        np.concatenate([np.zeros(0, bool), *(part.truncated for part in parts)]),
+        np.concatenate(types) if types else None,
+    )
 
 
 def _splits_at_spaces(spec: dict[str, Any]) -> bool:
