@@ -1,0 +1,145 @@
+"""One worker's part of a fine-tuning run, on whatever carries its checkpoints (Ray Train, or a test)."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel
+from upath import UPath
+
+from cluster.store import local_copy, upload_tree
+from models.checkpoints import trained
+from models.classifier import ClassifierSpec, save
+from models.encoders import build_classifier
+from models.feed import Feed
+from models.objectives import ClassificationObjective
+from models.training import LaneTrainer, build_optimizer, build_schedule
+from pipelines.fitting import FitState, Reporter, fit, restored
+from pipelines.lanes import LaneReader, read_chunk
+from pipelines.metrics import metric_of
+from pipelines.prepared import Prepared
+from pipelines.pretrained import encoder_folder
+from pipelines.trackers import tracking
+from pipelines.validating import validation_metrics
+
+if TYPE_CHECKING:
+    from pipelines.finetune import FinetuneSettings
+
+_BEST = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """All that a worker must know; the same for each."""
+
+    settings: "FinetuneSettings"
+    prepared: UPath
+    out: UPath
+    work: UPath
+    feed: Feed
+    spec: ClassifierSpec
+    class_weights: dict[str, list[float]]
+    recipe: str
+    fingerprint: str
+
+
+def train_lanes(job: WorkerJob, reporter: Reporter, rank: int, workers: int, device: torch.device) -> FitState:
+    """One worker's part of the run: owns the lanes rank, rank + workers, ... and ends with the model written."""
+    settings, prepared = job.settings, Prepared(job.prepared)
+    model = _build(job)
+    nn.Module.to(model, device)
+    with local_copy(prepared.tokenizer_folder) as folder:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    reader = LaneReader(
+        job.feed,
+        lambda number: read_chunk(prepared, "train", number),
+        range(rank, job.feed.lanes, workers),
+        tokenizer.pad_token_id or 0,
+    )
+    optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
+    steps = settings.epochs * job.feed.steps
+    trainer = LaneTrainer(
+        model,
+        ClassificationObjective(job.spec.labels, job.class_weights, settings.label_smoothing),
+        job.feed,
+        reader.batch,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, settings.schedule, steps, settings.warmup),
+        precision=settings.precision,
+        clip=settings.clip,
+        exact=settings.exact,
+        rank=rank,
+        workers=workers,
+    )
+    state = restored(trainer, reporter)
+
+    def validate() -> dict[str, float]:
+        measured = validation_metrics(prepared, trainer, job.spec.labels, tokenizer.pad_token_id or 0)
+        return {settings.metric: metric_of(measured, settings.metric, job.spec.labels), **measured}
+
+    names = settings.trackers if rank == 0 else ()
+    with tracking(
+        names, job.out, len(state.losses), job.recipe, job.fingerprint, settings.model_dump(mode="json")
+    ) as trackers:
+        state = fit(
+            trainer,
+            state,
+            reporter,
+            epochs=settings.epochs,
+            validate=validate,
+            metric=settings.metric,
+            patience=settings.patience,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            keep_best=lambda: _keep_best(job, model, rank),
+            trackers=trackers,
+        )
+    if rank == 0:
+        with local_copy(job.work / "best") as folder, torch.no_grad():
+            for name, value in load_file(folder / _BEST).items():
+                trained(model)[name].copy_(value)
+        with tempfile.TemporaryDirectory(prefix="shoal-model-") as temporary:
+            save(model, tokenizer, job.spec, Path(temporary))
+            upload_tree(Path(temporary), job.out / "model")
+    if workers > 1:
+        dist.barrier()
+    return state
+
+
+def _build(job: WorkerJob) -> PreTrainedModel:
+    settings = job.settings
+    common: dict[str, Any] = {
+        "labels": job.spec.labels,
+        "seed": settings.seed,
+        "dropout": settings.dropout,
+        "head_only": settings.tune == "head",
+    }
+    if isinstance(settings.encoder, str):
+        with encoder_folder(settings.encoder) as folder:
+            return build_classifier(pretrained=folder, **common)
+    with local_copy(Prepared(job.prepared).tokenizer_folder) as folder:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder = settings.encoder
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": encoder.hidden_size,
+        "num_hidden_layers": encoder.layers,
+        "num_attention_heads": encoder.heads,
+        "max_position_embeddings": job.spec.max_length,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    common["dropout"] = encoder.dropout if settings.dropout is None else settings.dropout
+    return build_classifier(architecture=encoder.architecture, shape=shape, **common)
+
+
+def _keep_best(job: WorkerJob, model: PreTrainedModel, rank: int) -> None:
+    """Saves the weights that validated best so far."""
+    if rank:
+        return
+    with tempfile.TemporaryDirectory(prefix="shoal-best-") as folder:
+        save_file({name: p.detach().contiguous() for name, p in trained(model).items()}, Path(folder) / _BEST)
+        upload_tree(Path(folder), job.work / "best")

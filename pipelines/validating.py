@@ -1,0 +1,53 @@
+"""Validation during training: the same bits on every worker and for every number of workers."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from models.labels import LabelColumn, total_classes
+from models.training import LaneTrainer, autocast
+from pipelines.lanes import Chunk, read_chunk
+from pipelines.metrics import classification_metrics
+from pipelines.prepared import Prepared
+
+_BATCH_TEXTS = 32
+
+
+def validation_metrics(
+    prepared: Prepared, trainer: LaneTrainer, labels: tuple[LabelColumn, ...], pad: int
+) -> dict[str, float]:
+    """The metrics on the validation split; every worker must call it.
+
+    Chunks are dealt to the workers; each fills its rows of one array of logits, and the arrays are added up, which
+    is exact because all but one hold zeros.
+    """
+    split = prepared.index.splits["validation"]
+    logits = torch.zeros(split.rows, total_classes(labels), device=trainer.device)
+    trainer.model.eval()
+    targets: dict[str, list[np.ndarray[Any, Any]]] = {column.name: [] for column in labels}
+    for number in range(-(-split.rows // split.chunk_rows)):
+        chunk = read_chunk(prepared, "validation", number)
+        for column in labels:
+            targets[column.name].append(chunk.labels[column.name].astype(bool if column.multi else np.int64))
+        if number % trainer.workers == trainer.rank:
+            start = number * split.chunk_rows
+            logits[start : start + len(chunk.rows)] = _score(chunk, trainer, logits.shape[1], pad)
+    if trainer.workers > 1:
+        dist.all_reduce(logits)
+    joined = {name: np.concatenate(parts) for name, parts in targets.items()}
+    return classification_metrics(logits.cpu().numpy(), joined, labels)
+
+
+def _score(chunk: Chunk, trainer: LaneTrainer, classes: int, pad: int) -> torch.Tensor:
+    """The logits of a chunk's rows, [rows, classes], in stored order; computed in batches of like lengths."""
+    order = np.argsort(chunk.lengths, kind="stable")
+    out = torch.zeros(len(order), classes, device=trainer.device)
+    for start in range(0, len(order), _BATCH_TEXTS):
+        items = order[start : start + _BATCH_TEXTS]
+        batch = chunk.batch(items, pad)
+        inputs = {name: value.to(trainer.device) for name, value in batch.inputs.items()}
+        with torch.inference_mode(), autocast(trainer.device, trainer.precision):
+            out[torch.from_numpy(items).to(trainer.device)] = trainer.model(**inputs).logits.float()
+    return out
