@@ -13,6 +13,7 @@ from ray.serve.schema import LoggingConfig
 from upath import UPath
 
 from cluster.store import ClusterError
+from models.classifier import SPEC
 from models.settings import InputError
 from serve.classifier import Classifier
 from serve.haproxy import write_starter
@@ -21,8 +22,16 @@ from serve.settings import ServeSettings
 
 APPLICATION = "shoal"
 
-_SHARE = 1000
+_BEYOND_QUEUE = 1000
 """Requests in progress that Ray lets through beyond our queue, so that it is we who refuse (429) and not Ray."""
+
+_PROXY = {
+    # A request that was in the hands of a replica that died is given to another one: classifying changes nothing,
+    # so it may be done twice. Twice at most: a request that kills replicas shall not kill them all.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "2",
+}
+"""Environment of Serve's controller, from which HAProxy's settings are taken."""
 
 
 def serve_model(
@@ -45,13 +54,16 @@ def serve_model(
 
     Raises:
         ClusterError: the port is taken, or the replicas do not start.
-        InputError: the address cannot work on this cluster.
+        InputError: the folder holds no classifier, or the address cannot work on this cluster.
     """
+    if not (model_folder / SPEC).exists():
+        raise InputError(f"{model_folder} holds no classifier: there is no {SPEC} in it.")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     _start(settings)
     application = Classifier.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=settings.max_queued + _SHARE,
+        max_ongoing_requests=settings.max_queued + _BEYOND_QUEUE,
         max_queued_requests=-1,
+        max_constructor_retry_count=2,
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.min_replicas,
             initial_replicas=settings.min_replicas,
@@ -98,7 +110,7 @@ def _start(settings: ServeSettings) -> None:
             f"this cluster serves at port {running[1]} already and a cluster has one; set serve.port={running[1]}."
         )
     session = getattr(ray._private.worker, "_global_node", None)
-    variables: dict[str, str] = {}
+    variables = dict(_PROXY)
     if nodes == 1 and session is not None:
         folder = Path(session.get_session_dir_path()) / "shoal-haproxy"
         variables["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(write_starter(folder, settings.body_timeout_s))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -17,6 +18,7 @@ from upath import UPath
 
 from cluster.store import ClusterError
 from models.engine import load_engine
+from models.settings import InputError
 from serve import app
 from serve.settings import ServeSettings
 from tests.serve.endpoint import post, problem_of, raw
@@ -62,9 +64,10 @@ def test_everything_listens_on_loopback_only(url: str) -> None:
     (raylet,) = (p for p in psutil.Process().children() if "raylet" in p.name())
     serving = [p for p in raylet.children(recursive=True) if p.name() == "haproxy" or "Serve" in p.name()]
     listening = [c.laddr for p in serving for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    public = [address.port for address in listening if address.ip != "127.0.0.1"]
-    assert {int(url.rsplit(":", 1)[1]), 8404, 9101} <= {address.port for address in listening}
-    assert public == []
+    port = int(url.rsplit(":", 1)[1])
+    assert {port, 8404, 9101} <= {address.port for address in listening}
+    # Above 32768 are the ports by which Ray's processes talk to each other.
+    assert {address.ip for address in listening if address.port < 32768 or address.port == port} == {"127.0.0.1"}
 
 
 def test_mistakes_are_problems_behind_the_proxy_too(url: str) -> None:
@@ -106,14 +109,18 @@ def test_metrics_are_those_of_all_replicas(url: str) -> None:
 
 
 def test_a_killed_replica_costs_no_request(url: str) -> None:
-    """Requests go on while one of two replicas is killed; those in its hands may be told to try again."""
+    """One of two replicas is killed while clients ask: what it had in hand is answered by the other."""
     statuses: list[int] = []
+    failures: list[Exception] = []
     done = threading.Event()
 
     def ask() -> None:
         with httpx.Client(base_url=url, timeout=20) as client:
             while not done.is_set():
-                statuses.append(client.post("/v1/classify", json={"texts": ["late"]}).status_code)
+                try:
+                    statuses.append(client.post("/v1/classify", json={"texts": ["late"]}).status_code)
+                except httpx.TransportError as error:
+                    failures.append(error)
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -126,9 +133,8 @@ def test_a_killed_replica_costs_no_request(url: str) -> None:
     done.set()
     for thread in threads:
         thread.join()
-    assert set(statuses) <= {200, 503}
-    assert statuses.count(503) <= 4
-    assert statuses[-20:] == [200] * 20
+    assert statuses == [200] * len(statuses)
+    assert failures == []
 
 
 def test_a_taken_port_is_told(ray_session: None, url: str, folder: Path) -> None:
@@ -146,6 +152,10 @@ def test_a_second_model_takes_the_place_of_the_first(url: str, settings: ServeSe
     assert json.loads(raw(url, post(b'{"texts": ["late"]}'))[2])["version"] == "beef"
 
 
-def test_a_model_that_is_none_is_told(ray_session: None, url: str, settings: ServeSettings, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="holds no classifier"):
+def test_a_model_that_cannot_be_served_is_told(url: str, settings: ServeSettings, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no classifier"):
         app.serve_model(settings, "small", "dead", UPath(tmp_path), {}, {})
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ClusterError, match=r"the endpoint does not start: .*SafetensorError"):
+        app.serve_model(settings, "small", "dead", UPath(broken), {}, {})
