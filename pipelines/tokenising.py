@@ -7,6 +7,7 @@ are cut before they are tokenised, where the tokenizer allows to tell that the o
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,11 @@ from cluster.store import upload_tree
 from models.settings import InputError, Settings
 
 _BATCH = 256
-_HEAD_FACTOR = 8
-"""Characters for each token of max_length that are tokenised first: English has 4-5, so it seldom takes more."""
+_HEAD_FACTORS = (6, 18, 0)
+"""Characters for each token of max_length that are tokenised, until these are enough tokens; 0 for all.
+
+English has 5 characters in a token, with its space; other scripts have fewer, and a third is tried first.
+"""
 
 
 class TokenizerSettings(Settings):
@@ -73,7 +77,7 @@ class Encoder:
         self._max_length = max_length
         self._single = _frame_of(self._tokenizer.encode("a"))
         self._pair = _frame_of(self._tokenizer.encode("a", "a"))
-        self._splits_at_spaces = _splits_at_spaces(json.loads(tokenizer_json))
+        self._word_end = _word_end(json.loads(tokenizer_json))
 
     def encode(self, texts: list[str]) -> Tokens:
         """Token ids of texts."""
@@ -86,39 +90,50 @@ class Encoder:
 
     def _encode(self, texts: list[str]) -> Tokens:
         room = self._max_length - self._single.size
-        heads = [self._head(text) for text in texts]
-        ids = self._ids(heads)
-        for row, (head, text) in enumerate(zip(heads, texts, strict=True)):
-            if len(head) < len(text) and len(ids[row]) <= room:
-                ids[row] = self._ids([text])[0]
+        ids, _ = self._enough_ids(texts, room)
         whole = _lengths(ids)
         return self._single.around([ids], [np.minimum(whole, room)], whole > room)
 
     def _encode_pairs(self, texts: list[str], pairs: list[str]) -> Tokens:
         room = self._max_length - self._pair.size
-        heads = [[self._head(text) for text in texts], [self._head(pair) for pair in pairs]]
-        first, second = self._ids(heads[0]), self._ids(heads[1])
-        for row, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
-            cut = len(heads[0][row]) < len(text), len(heads[1][row]) < len(pair)
-            counts = len(first[row]), len(second[row])
-            longer = 0 if counts[0] > counts[1] else 1
+        first, first_cut = self._enough_ids(texts, room)
+        second, second_cut = self._enough_ids(pairs, room)
+        for row in np.flatnonzero(first_cut | second_cut).tolist():
             # Which part is the longer decides the cut: a head will do where that is sure all the same.
-            if any(cut) and (cut[1 - longer] or counts[longer] <= max(room, counts[1 - longer])):
-                first[row], second[row] = self._ids([text, pair])
+            counts = len(first[row]), len(second[row])
+            sure = counts[0] > counts[1] if first_cut[row] else counts[1] > counts[0]
+            if not sure or (first_cut[row] and second_cut[row]):
+                first[row], second[row] = self._ids([texts[row], pairs[row]])
         lengths = _lengths(first), _lengths(second)
         kept = longest_first(*lengths, room)
         return self._pair.around([first, second], list(kept), lengths[0] + lengths[1] > room)
 
+    def _enough_ids(self, texts: list[str], room: int) -> tuple[list[list[int]], NDArray[np.bool_]]:
+        """All token ids of each text, or of a head of it that has more than `room`; and which are of heads."""
+        ids: list[list[int]] = [[]] * len(texts)
+        cut = np.zeros(len(texts), bool)
+        remaining = list(range(len(texts)))
+        for factor in _HEAD_FACTORS:
+            heads = [self._head(texts[row], factor) for row in remaining]
+            for row, head, found in zip(remaining, heads, self._ids(heads), strict=True):
+                ids[row], cut[row] = found, len(head) < len(texts[row])
+            remaining = [row for row in remaining if cut[row] and len(ids[row]) <= room]
+            if not remaining:
+                break
+        return ids, cut
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _head(self, text: str) -> str:
-        """The part of a long text that surely decides its first tokens: whole words, up to a space."""
-        limit = self._max_length * _HEAD_FACTOR
-        if len(text) <= limit or not self._splits_at_spaces:
+    def _head(self, text: str, factor: int) -> str:
+        """The part of a long text that surely decides its first tokens: whole words, up to where one ends."""
+        if self._word_end is None or factor == 0:
             return text
-        space = text.rfind(" ", 0, limit)
-        return text[:space] if space > 0 else text
+        limit = self._max_length * (factor if text.isascii() else -(-factor // 3))
+        if len(text) <= limit:
+            return text
+        found = self._word_end.match(text, 0, limit)
+        return text[: found.end() - 1] if found and found.end() > 1 else text
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,7 @@ class _Frame:
         self, parts: list[list[list[int]]], kept: list[NDArray[np.int64]], truncated: NDArray[np.bool_]
     ) -> Tokens:
         """Rows made of the first `kept` tokens of each part, framed by the special tokens."""
-        lengths = sum(kept) + np.int64(self.size)
+        lengths = np.sum(kept, axis=0) + self.size
         ids, types = np.empty(int(lengths.sum()), np.int32), np.empty(int(lengths.sum()), np.int8)
         cursor = np.cumsum(lengths) - lengths
         for position, (special, special_types) in enumerate(zip(self.special, self.special_types, strict=True)):
@@ -202,16 +217,20 @@ def _joined(parts: list[Tokens]) -> Tokens:
     )
 
 
-def _splits_at_spaces(spec: dict[str, Any]) -> bool:
-    """Whether a text's tokens up to a space are those of the text cut at that space."""
+def _word_end(spec: dict[str, Any]) -> re.Pattern[str] | None:
+    """Finds the last character of a text before which it may be cut without changing the tokens before the cut.
+
+    None where a tokenizer's words do not surely end at spaces.
+    """
     normalizer, pre = spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}
     if any(token.get("lstrip") or token.get("rstrip") or " " in token["content"] for token in spec["added_tokens"]):
-        return False
-    return normalizer.get("type") in (None, "BertNormalizer", "Lowercase", "NFC", "NFD") and pre.get("type") in (
-        "BertPreTokenizer",
-        "Whitespace",
-        "WhitespaceSplit",
-    )
+        return None
+    if normalizer.get("type") not in (None, "BertNormalizer", "Lowercase", "NFC", "NFD"):
+        return None
+    if normalizer.get("handle_chinese_chars") and pre.get("type") == "BertPreTokenizer":
+        return re.compile(r"(?s).*[ \u4e00-\u9fff]")
+    by_space = pre.get("type") in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+    return re.compile(r"(?s).* ") if by_space or (pre.get("type") == "ByteLevel" and pre.get("use_regex")) else None
 
 
 def resolve_encoder(encoder: str) -> str:
