@@ -65,7 +65,7 @@ bench: $(READY) ## Measure what the README claims.
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 docs: $(READY) ## The documentation, into site/.
-	@$(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
 
 lock: ## Write requirements.lock from what .venv holds now, after trying new versions there.
 	@{ sed -n '/^#/p' requirements.lock; \

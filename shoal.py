@@ -285,28 +285,40 @@ def _say(sentence: str) -> None:
     _console().print(Text(sentence), soft_wrap=True)
 
 
-def main() -> int:
-    """Runs the command. Statuses: 0; 2 for a user's mistake or trouble with the place; 130 if interrupted; else 1."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; the result is its exit status.
+
+    0; 2 for a user's mistake or trouble with the place; 130 or 143 if interrupted or told to end; else 1.
+    """
     try:
-        app()
+        app(arguments, prog_name="shoal")
     except SystemExit as ended:
-        if ended.code == 130:
+        # Ray answers SIGTERM by leaving with the signal's number.
+        status = {signal.SIGTERM: 128 + signal.SIGTERM}.get(ended.code, ended.code)  # type: ignore[call-overload]
+        if status in (130, 143):
             _tell("interrupted; run the same command again to go on.")
-        return ended.code if isinstance(ended.code, int) else 1
+        return status if isinstance(status, int) else int(status is not None)
+    except KeyboardInterrupt:
+        _tell("interrupted; run the same command again to go on.")
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:
-        told = next((cause for cause in causes(error) if isinstance(cause, InputError | ClusterError)), None)
-        if told is not None:
-            _tell(str(told))
-            return 2
-        log = _LOG.write_traceback(error)
-        root = list(causes(error))[-1]
-        reason = next(iter(str(root).splitlines()), "")
-        _tell(f"failed unexpectedly ({type(root).__name__}: {reason}); the traceback and Ray's messages are in {log}")
-        return 1
+        return _failed(error)
     return 0
+
+
+def _failed(error: Exception) -> int:
+    inner = list(causes(error))
+    told = next((each for each in inner if isinstance(each, InputError | ClusterError)), None)
+    if told is not None:
+        _tell(str(told))
+        return 2
+    log = _LOG.write_traceback(error)
+    reason = next(iter(str(inner[-1]).splitlines()), "")
+    _tell(f"failed unexpectedly ({type(inner[-1]).__name__}: {reason}); the traceback and Ray's messages are in {log}")
+    return 1
 
 
 def _tell(sentence: str) -> None:

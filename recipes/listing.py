@@ -13,7 +13,7 @@ from upath import UPath
 from cluster.store import Artifact, Store, read_artifact
 from models.settings import InputError
 
-_COUNTS = ("rows_in", "rows_out", "rows_rejected", "rejected")
+_COUNTS = ("rows_in", "rows_out", "rejected")
 _HEADLINES = (*_COUNTS, "texts_per_second", "accuracy", "macro_f1")
 
 

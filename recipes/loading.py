@@ -108,7 +108,7 @@ def _tell(located: "list[tuple[_Place, ErrorDetails]]", depth: int) -> Iterator[
         tried = [(p, e) for p, e in located if len(p.unions) > depth and p.unions[depth][0] == union]
         deepest = max(len(p.path) for p, _ in tried)
         if deepest == len(union):
-            yield f"{_dotted(union)} must be {_phrase(_annotation(union))}, not {_given(error)}."
+            yield f"{_dotted(union)} must be {value_phrase(_annotation(union))}, not {_given(error)}."
         else:  # Into one branch the value went further: that one was meant.
             meant = next(p.unions[depth] for p, _ in tried if len(p.path) == deepest)
             yield from _tell([(p, e) for p, e in tried if p.unions[depth] == meant], depth + 1)
@@ -198,7 +198,7 @@ def _sentence(place: _Place, error: ErrorDetails) -> str:
     if error["loc"] and error["loc"][-1] == "[key]":
         return f"{path}: the key must be text; put quotes around it."
     if re.search("_type$|_parsing$|^literal_error$|^int_from_float$", kind):
-        return f"{path or 'the recipe'} must be {_phrase(place.annotation)}, not {_given(error)}."
+        return f"{path or 'the recipe'} must be {value_phrase(place.annotation)}, not {_given(error)}."
     return f"{path} {message.replace('Input should', 'must', 1)}, not {_given(error)}."
 
 
@@ -226,17 +226,17 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _phrase(annotation: Any) -> str:
-    """What a value of this annotation is called."""
+def value_phrase(annotation: Any) -> str:
+    """What a value of this annotation is called, in messages and in the reference."""
     match get_origin(annotation), get_args(annotation):
         case (origin, _) if origin in (Union, types.UnionType):
-            return " or ".join(_phrase(each) for each in _branches(annotation))
+            return " or ".join(value_phrase(each) for each in _branches(annotation))
         case (origin, values) if origin is Literal:
             return ("one of " if len(values) > 1 else "") + ", ".join(map(str, values))
         case (origin, (item, *_)) if origin in (tuple, list):
-            return f"a list (each {_phrase(item)})"
+            return f"a list (each {value_phrase(item)})"
         case (origin, (_, value)) if origin is dict:
-            return f"a mapping (each value {_phrase(value)})"
+            return f"a mapping (each value {value_phrase(value)})"
     if _is_model(annotation):
         fields = list(annotation.model_fields)
         return f"a mapping of {', '.join(fields[:6])}{', ...' if len(fields) > 6 else ''}"
@@ -266,7 +266,7 @@ def _misplaced_booleans(value: Any, path: tuple[Any, ...]) -> Iterator[str]:
     if isinstance(value, bool):
         annotation = _annotation(path)
         if annotation is not Any and not {bool, str} & set(_branches(annotation)):
-            yield f"{_dotted(path)} must be {_phrase(annotation)}, not {json.dumps(value)}."
+            yield f"{_dotted(path)} must be {value_phrase(annotation)}, not {json.dumps(value)}."
     elif isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _misplaced_booleans(inner, (*path, key))

@@ -1,0 +1,270 @@
+"""The `shoal` command as its user sees it: what it prints, what it leaves, how it ends."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import shoal
+from cluster.store import Store
+from tests.making import WORDS, make_encoder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A recipe that was run, how that went, and the fingerprints it left by stage."""
+
+    recipe: Path
+    outcome: Outcome
+    prints: dict[str, str]
+
+    @property
+    def store(self) -> Path:
+        return self.recipe.parent / "store"
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Runs the command in this process, without colours, logging to a folder of its own."""
+    monkeypatch.setenv("SHOAL_LOGS", str(tmp_path / "logs"))
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(shoal, "_LOG", shoal.CommandLog())
+        capfd.readouterr()
+        status = shoal.main([str(each) for each in arguments])
+        return Outcome(status, *capfd.readouterr())
+
+    return run
+
+
+def make_recipe(folder: Path, rows: int = 160, **finetune: object) -> Path:
+    """A recipe that takes seconds: word salads, positive where even words prevail, and a tiny encoder."""
+    random = Random(5)
+    with (folder / "salads.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "mood"])
+        for _ in range(rows):
+            picks = random.choices(range(len(WORDS)), k=random.randint(3, 20))
+            even = sum(pick % 2 == 0 for pick in picks) * 2 > len(picks)
+            writer.writerow([" ".join(WORDS[pick] for pick in picks), "good" if even else "bad"])
+    path = folder / "salads.yaml"
+    recipe = {
+        "name": "salads",
+        "store": str(folder / "store"),
+        "data": {"source": str(folder / "salads.csv"), "labels": "mood"},
+        "prepare": {"max_length": 32},
+        "finetune": {"encoder": str(make_encoder(folder / "encoder")), "epochs": 1, "microbatch": 4, **finetune},
+    }
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Finished:
+    """A recipe that was run once, by a process of its own without a terminal, and how that went."""
+    folder = tmp_path_factory.mktemp("salads")
+    recipe = make_recipe(folder)
+    environment = os.environ | {"SHOAL_LOGS": str(folder / "logs")}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "shoal", "run", str(recipe)], capture_output=True, text=True, env=environment
+    )
+    made = Store.open(str(folder / "store")).artifacts()
+    prints = {each.record.stage: each.record.fingerprint for each in made}
+    return Finished(recipe, Outcome(done.returncode, done.stdout, done.stderr), prints)
+
+
+def test_run_makes_every_artifact_quietly(finished: Finished) -> None:
+    outcome = finished.outcome
+    assert outcome.status == 0, outcome.err
+    assert set(finished.prints) == {"prepare", "finetune", "evaluate"}
+    for stage, fingerprint in finished.prints.items():
+        assert f"{stage}/{fingerprint}" in outcome.out
+        assert f"{stage} done in" in outcome.err
+    assert outcome.out.count("made") == 3
+    for noise in ("INFO", "WARNING", "ray::", "Warning", "\x1b", "\r", "it/s"):
+        assert noise not in outcome.out + outcome.err
+
+
+def test_a_second_run_reuses_everything(finished: Finished, command: Command) -> None:
+    started = time.monotonic()
+    outcome = command("run", finished.recipe)
+    assert (outcome.status, outcome.out.count("reused"), outcome.err) == (0, 3, "")
+    assert time.monotonic() - started < 30
+
+
+def test_check_tells_what_would_run(finished: Finished, command: Command) -> None:
+    recipe = finished.recipe
+    assert command("check", recipe).out.count("reused") == 3
+    changed = command("check", recipe, "finetune.learning_rate=5e-5").out
+    assert (changed.count("reused"), changed.count("to run")) == (1, 2)
+    # How many workers there are does not change what comes out.
+    assert command("check", recipe, "finetune.workers=2").out.count("reused") == 3
+
+
+def test_a_stage_completes_what_it_builds_on(finished: Finished, command: Command) -> None:
+    recipe = finished.recipe
+    outcome = command("prepare", recipe, "prepare.max_length=16")
+    assert outcome.status == 0, outcome.err
+    assert "made" in outcome.out
+    assert "finetune" not in outcome.out
+    assert command("run", recipe, "--until", "prepare", "prepare.max_length=16").out.count("reused") == 1
+
+
+def test_status_lists_the_store(finished: Finished, command: Command) -> None:
+    outcome = command("status", "--store", finished.store)
+    for stage, fingerprint in finished.prints.items():
+        line = next(line for line in outcome.out.splitlines() if fingerprint in line)
+        assert line.startswith(f"{stage}/{fingerprint}")
+        assert "salads" in line
+    assert "accuracy" in outcome.out
+    assert "rows_in 160" in outcome.out
+
+
+def test_show_tells_the_lineage(finished: Finished, command: Command) -> None:
+    prints, store = finished.prints, finished.store
+    shown = command("show", prints["evaluate"][:8], "--store", store).out
+    for part in ("settings", "metrics", "versions", "made from", f"prepare {prints['prepare']}", "torch: ", "accuracy"):
+        assert part in shown
+    assert command("show", f"evaluate/{prints['evaluate'][:4]}", "--store", store).out == shown
+    assert command("show", store / "evaluate" / prints["evaluate"]).out == shown
+    as_json = json.loads(command("show", prints["finetune"], "--store", store, "--json").out)
+    assert as_json["inputs"]["prepare"] == prints["prepare"]
+
+
+def test_predict_classifies_a_file(finished: Finished, command: Command, tmp_path: Path) -> None:
+    recipe = finished.recipe
+    outcome = command("predict", recipe, recipe.parent / "salads.csv", "--out", tmp_path / "answers.parquet")
+    assert outcome.status == 0, outcome.err
+    assert "160 rows to" in outcome.out
+    assert set(pq.read_table(tmp_path / "answers.parquet")["predicted:mood"].to_pylist()) <= {"good", "bad"}
+
+
+def test_serve_answers_over_http_and_ends(finished: Finished, tmp_path: Path) -> None:
+    recipe = finished.recipe
+    arguments = ["serve", recipe, "serve.port=18471", "--ask", "word2 word4", "--ask", "word3 [bold]"]
+    outcome = subprocess.run(
+        [sys.executable, "-m", "shoal", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SHOAL_LOGS": str(tmp_path)},
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    for part in ("rows in", "160", "accuracy", "TF-IDF", "word2 word4", "word3 [bold]", "good 0.", "report.html"):
+        assert part in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "nowhere.yaml"], "nowhere.yaml is no file"),
+        (["check", "{recipe}", "finetune.epoch=3"], "finetune.epoch is no setting; did you mean finetune.epochs?"),
+        (["check", "{recipe}", "finetune.encoder=/nowhere"], "/nowhere"),
+        (["check", "{recipe}", "data.source=/nowhere.csv"], "/nowhere.csv does not exist"),
+        (["check", "{recipe}", "store=/dev/null/x"], "a part of the path is a file, not a folder"),
+        (["run", "{recipe}", "--until", "deploy"], "--until deploy: there is no such stage; there are prepare, finet"),
+        (["prepare", "{recipe}", "data.text=txt"], "has no column 'txt'; did you mean 'text'?"),
+        (["status", "--store", "nowhere"], "there is no store at nowhere"),
+        (["show", "ffff", "--store", "{store}"], "has no artifact ffff"),
+        (["show", "/tmp"], "/tmp holds no finished artifact"),
+        (["init", "nowhere.csv"], "nowhere.csv does not exist"),
+        (["predict", "{recipe}", "nowhere.csv", "--out", "x.parquet"], "nowhere.csv does not exist"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(
+    finished: Finished, command: Command, arguments: list[str], told: str
+) -> None:
+    recipe = finished.recipe
+    outcome = command(*(each.format(recipe=recipe, store=finished.store) for each in arguments))
+    assert outcome.status == 2
+    assert outcome.err.startswith("shoal: ")
+    assert told in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert outcome.out == ""
+
+
+def test_a_wrong_option_is_told(command: Command) -> None:
+    outcome = command("run")
+    assert outcome.status == 2
+    assert "Missing argument" in outcome.err
+
+
+def test_something_unexpected_leaves_its_traceback_in_a_log(
+    command: Command, finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by [bold]nothing")
+
+    monkeypatch.setattr("recipes.planning.plan", broken)
+    outcome = command("check", finished.recipe)
+    assert (outcome.status, outcome.err.count("\n")) == (1, 1)
+    (log,) = (tmp_path / "logs").glob("*.log")
+    assert f"(ZeroDivisionError: by [bold]nothing); the traceback and Ray's messages are in {log}" in outcome.err
+    assert "Traceback" in log.read_text()
+
+
+def test_init_writes_a_recipe_once(finished: Finished, command: Command, tmp_path: Path) -> None:
+    data, out = finished.recipe.parent / "salads.csv", tmp_path / "drafted.yaml"
+    first = command("init", data, "--out", out)
+    assert first.status == 0, first.err
+    assert "labels: mood, 2 classes" in first.out
+    assert f"Next: shoal run {out}" in first.out
+    assert command("check", out, f"store={tmp_path / 'store'}").status == 0
+    second = command("init", data, "--out", out)
+    assert (second.status, "--force overwrites it" in second.err) == (2, True)
+    assert command("init", data, "--out", out, "--force").status == 0
+
+
+def test_help_has_examples(command: Command) -> None:
+    for name in ("init", "check", "run", "prepare", "finetune", "evaluate", "status", "show", "predict", "serve"):
+        outcome = command(name, "--help")
+        assert outcome.status == 0
+        assert f"shoal {name}" in outcome.out.partition("Example")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_and_ends_alike(finished: Finished, tmp_path: Path, sent: signal.Signals) -> None:
+    recipe = finished.recipe
+    environment = os.environ | {"SHOAL_LOGS": str(tmp_path / "logs")}
+    again = [sys.executable, "-m", "shoal", "run", str(recipe), f"store={tmp_path / 'store'}"]
+    process = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    next(line for line in process.stderr if line.startswith("finetune"))
+    time.sleep(15)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=120)
+    if sent != signal.SIGKILL:
+        assert process.returncode == 128 + sent
+        assert err.endswith("shoal: interrupted; run the same command again to go on.\n")
+        assert "Traceback" not in err
+    assert subprocess.run(again, capture_output=True, env=environment).returncode == 0
+    whole = {each.record.stage: each for each in Store.open(str(finished.store)).artifacts()}
+    other = {each.record.stage: each for each in Store.open(str(tmp_path / "store")).artifacts()}
+    assert {name: each.record.fingerprint for name, each in whole.items()} == finished.prints
+    weights = "model/model.safetensors"
+    assert (whole["finetune"].path / weights).read_bytes() == (other["finetune"].path / weights).read_bytes()
