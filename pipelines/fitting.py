@@ -32,7 +32,7 @@ class FitState:
     stopped_early: bool = False
     texts: int = 0
     seconds: float = 0.0
-    """Of training steps, over all restarts; what was lost with a killed worker is not counted."""
+    """Of training steps and their checkpoints, over all restarts; what a killed worker took along is not counted."""
     tokens: int = 0
     padded: int = 0
 
@@ -95,9 +95,7 @@ def fit(
         while state.step < feed.steps:
             started = time.monotonic()
             result = trainer.step(state.epoch, state.step, flag=started - last_checkpoint > checkpoint_seconds)
-            now = time.monotonic()
             state.step += 1
-            state.seconds += now - started
             state.losses.append(result.loss)
             state.texts += result.texts
             state.tokens += result.tokens
@@ -105,8 +103,8 @@ def fit(
             values = {"train/loss": result.loss, "train/learning_rate": float(trainer.schedule.get_last_lr()[0])}
             for tracker in trackers:
                 tracker.log(len(state.losses), values)
-            if now - last_news > _NEWS_SECONDS:
-                last_news = now
+            if time.monotonic() - last_news > _NEWS_SECONDS:
+                last_news = time.monotonic()
                 reporter.news(_news(state, epochs * feed.steps))
             if result.flag:
                 progress = asdict(state)
@@ -117,6 +115,7 @@ def fit(
                     {"epoch": state.epoch, "step": state.step, "loss": result.loss},
                 )
                 last_checkpoint = time.monotonic()
+            state.seconds += time.monotonic() - started
         measured = validate()
         set_training(trainer.model)
         for tracker in trackers:

@@ -20,6 +20,7 @@ from upath import UPath
 
 from cluster.store import ClusterError, is_local
 from models.settings import InputError
+from pipelines.bulletin import Bulletin
 from pipelines.fitting import FitState
 from pipelines.progress import Progress
 from pipelines.training import WorkerJob, train_lanes
@@ -31,21 +32,6 @@ class Outcome:
 
     state: FitState
     workers: int
-
-
-class Bulletin:
-    """Holds the latest news of a run between its workers and the command that shows them."""
-
-    def __init__(self) -> None:
-        self._news: dict[str, Any] = {}
-
-    def post(self, values: dict[str, Any]) -> None:
-        """Adds to the news."""
-        self._news.update(values)
-
-    def read(self) -> dict[str, Any]:
-        """All news so far."""
-        return self._news
 
 
 class RayReporter:
