@@ -111,7 +111,7 @@ def _start(settings: ServeSettings) -> None:
         )
     session = getattr(ray._private.worker, "_global_node", None)
     variables = dict(_PROXY)
-    if nodes == 1 and session is not None:
+    if _is_loopback(settings.host) and session is not None:
         folder = Path(session.get_session_dir_path()) / "shoal-haproxy"
         variables["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(write_starter(folder, settings.body_timeout_s))
     ray_serve.start(

@@ -7,8 +7,8 @@ that changes a copy of it:
 - a client has a limited time to send its headers (Ray sets none);
 - where no replica answers, a client gets 503 with Retry-After as problem+json, not a plain 500.
 
-All of it is for a cluster of one node. On several nodes Ray's own configuration stands, since the script would
-have to be on each of them; docs/http-api.md says what follows from that.
+All of it is for an endpoint on loopback, where the cluster is one node. Elsewhere Ray's own configuration stands,
+since the script would have to be on each node; docs/http-api.md says what follows from that.
 """
 
 import math
