@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from models.labels import LabelColumn, spans
 from models.settings import InputError, Settings
+from models.text import TextSettings
 
 SPEC = "classifier.json"
 
@@ -24,6 +25,8 @@ class ClassifierSpec(Settings):
     max_length: int
     """Tokens a text is cut to, special tokens included."""
     pair: bool = False
+    text: TextSettings = TextSettings()
+    """How the training texts were cleaned, and so every text is before it is tokenised."""
 
 
 def class_names(labels: tuple[LabelColumn, ...]) -> list[str]:

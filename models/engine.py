@@ -21,6 +21,7 @@ from models.batches import CPU_PADDING, GPU_PADDING, group_by_length
 from models.classifier import ClassifierSpec, load
 from models.labels import LabelColumn, spans, total_classes
 from models.settings import InputError
+from models.text import cleaned
 
 Precision = Literal["bf16", "fp32"]
 FloatArray = npt.NDArray[np.float32]
@@ -86,7 +87,7 @@ class TorchEngine:
         self._temperature = dict(temperature)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoded]:
-        """Tokenises texts, each with its partner in `pairs` where the classifier takes pairs.
+        """Cleans and tokenises texts, as the training texts were; each with its partner where the classifier takes pairs.
 
         Raises:
             InputError: pairs are missing or not asked for, or are not as many as the texts.
@@ -95,7 +96,9 @@ class TorchEngine:
             raise InputError(f"the classifier takes {'pairs of texts' if self.spec.pair else 'single texts'}.")
         if pairs is not None and len(pairs) != len(texts):
             raise InputError(f"there are {len(texts)} texts but {len(pairs)} partners for them.")
-        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        inputs: Sequence[str | tuple[str, str]] = cleaned(texts, self.spec.text)
+        if pairs is not None:
+            inputs = list(zip(cleaned(texts, self.spec.text), cleaned(pairs, self.spec.text), strict=True))
         wants_types = self._uses_type_ids and self.spec.pair
         return [
             Encoded(

@@ -32,7 +32,7 @@ class ClassificationObjective:
         """The loss of a microbatch, a scalar, from logits [texts, total classes].
 
         `labels` holds for each column class indices [texts], -1 where missing, or for a multi-label column
-        zeros and ones [texts, classes].
+        zeros and ones [texts, classes], -1 where missing.
         """
         total = logits.new_zeros((), dtype=torch.float32)
         for column, span in spans(self.columns):
@@ -41,7 +41,10 @@ class ClassificationObjective:
             weight = weight.to(part.device) if weight is not None else None
             if column.multi:
                 smooth = target.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
-                total = total + F.binary_cross_entropy_with_logits(part, smooth, pos_weight=weight, reduction="sum")
+                known = (target != MISSING).float()
+                total = total + F.binary_cross_entropy_with_logits(
+                    part, smooth, weight=known, pos_weight=weight, reduction="sum"
+                )
             else:
                 total = total + F.cross_entropy(
                     part,

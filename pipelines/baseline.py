@@ -16,7 +16,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
 
 from models.labels import LabelColumn
-from pipelines.metrics import decision_metrics, labelled
+from pipelines.metrics import decision_metrics, labelled, truth
 from pipelines.prepared import Prepared
 from pipelines.scoring import label_arrays
 
@@ -41,8 +41,8 @@ def measure_baseline(prepared: Prepared, split: str) -> dict[str, dict[str, floa
         has, asked = labelled(known[column.name]), labelled(wanted[column.name])
         found[column.name] = {}
         if has.any() and asked.any():
-            decided = _decide(column, features[has], known[column.name][has], measured_features[asked])
-            found[column.name] = decision_metrics(decided, wanted[column.name][asked], len(column.classes))
+            decided = _decide(column, features[has], truth(known[column.name][has]), measured_features[asked])
+            found[column.name] = decision_metrics(decided, truth(wanted[column.name][asked]), len(column.classes))
     return found
 
 

@@ -1,49 +1,26 @@
-"""The cleaning steps between decoding and duplicates: where, repair, normalise, length, labels.
-
-Whole columns go through Arrow's compiled functions; Python touches only the rows that need it. Repair is the
-dear one: ftfy takes 20-60 us a text, so it is called only where it could change something (`may_need_repair`).
-"""
+"""The cleaning steps between decoding and duplicates: where, repair, normalise, length, labels."""
 
 import re
-from typing import Any, Literal
+from typing import Any
 
-import ftfy
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from ftfy.badness import is_bad
-from numpy.typing import NDArray
 from pydantic import Field
 
-from models.settings import InputError, Settings
+from models.settings import InputError
+from models.text import TextSettings, normalise, repair
 from pipelines.decoding import internal_name
 from pipelines.prepared import SPLITS
 from pipelines.sieve import Sieve, mask
 from pipelines.sources import DataSettings, LabelSettings, split_name
 
-REPAIRS = ftfy.TextFixerConfig(
-    # Mis-decoded text, entities, control characters and stray line breaks are damage. Curly quotes, wide Chinese
-    # punctuation and ligatures are how people write: they stay. The Unicode form is the next step's business.
-    uncurl_quotes=False,
-    fix_character_width=False,
-    fix_latin_ligatures=False,
-    normalization=None,
-    explain=False,
-)
-_DAMAGE = (
-    r"&#?[0-9A-Za-z]{1,24};|[\x00-\x08\x0b-\x1f\x7f-\x{9f}\x{2028}\x{2029}\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffc}]"
-)
-_ODD_SPACE = r"[\t\n\x0b\f\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
-_SPACES = f"[ {_ODD_SPACE[1:]}+"
-_UNFOLDED = f"{_ODD_SPACE}|  |^ | $"
 _MOST_CLASSES = 10_000
 
 
-class CleaningSettings(Settings):
+class CleaningSettings(TextSettings):
     """How the text is cleaned."""
 
-    repair: bool = Field(True, description="Mend mis-decoded text (ftfy).")
-    normalise: Literal["NFC", "NFKC", "none"] = Field("NFC", description="Unicode form; white space is folded too.")
     min_characters: int = Field(1, ge=1, description="Shorter texts are rejected.")
     max_characters: int = Field(100_000, ge=1, description="Longer texts are rejected.")
 
@@ -75,33 +52,6 @@ def clean(sieve: Sieve, settings: DataSettings, cleaning: CleaningSettings, give
     columns |= {f"label:{label.column}": sieve.table[f"label:{label.column}"] for label in settings.labels}
     columns |= {f"column:{name}": sieve.table[internal_name(name, settings)] for name in settings.columns}
     sieve.table = pa.table(columns)
-
-
-def may_need_repair(texts: pa.Array) -> NDArray[np.bool_]:
-    """Which texts ftfy might change, at a small part of its cost: never false for one that it would change."""
-    found = mask(pc.match_substring_regex(texts, _DAMAGE))
-    for row in np.flatnonzero(~mask(pc.string_is_ascii(texts)) & ~found).tolist():
-        found[row] = any(is_bad(line) for line in texts[row].as_py().splitlines(keepends=True))
-    return found
-
-
-def repair(texts: pa.Array) -> pa.Array:
-    """The texts as ftfy mends them (see REPAIRS)."""
-    damaged = may_need_repair(texts)
-    if not damaged.any():
-        return texts
-    mended = [ftfy.fix_text(text, REPAIRS) for text in texts.filter(pa.array(damaged)).to_pylist()]
-    return pc.replace_with_mask(texts, pa.array(damaged), pa.array(mended, pa.string()))
-
-
-def normalise(texts: pa.Array, form: str) -> pa.Array:
-    """The texts in one Unicode form, with white space folded: words with single spaces between."""
-    texts = pc.utf8_normalize(texts, form=form)
-    unfolded = pc.match_substring_regex(texts, _UNFOLDED)
-    if not pc.any(unfolded).as_py():
-        return texts
-    folded = pc.utf8_trim(pc.replace_substring_regex(texts.filter(unfolded), _SPACES, " "), " ")
-    return pc.replace_with_mask(texts, unfolded, folded)
 
 
 def _whole(column: Any) -> pa.Array:

@@ -111,7 +111,7 @@ def _mistakes(
     probability = probabilities(logits, column.multi, temperature)
     decided = decide(logits, column.multi)
     if column.multi:
-        sure = np.where(decided != labels, np.abs(probability - 0.5), -1.0)
+        sure = np.where((decided != labels) & (labels >= 0), np.abs(probability - 0.5), -1.0)
         which = [divmod(int(flat), sure.shape[1]) for flat in np.argsort(-sure, axis=None, kind="stable")[:_MISTAKES]]
         which = [(row, index) for row, index in which if sure[row, index] >= 0]
         told = [("yes" if labels[r, i] else "no", column.classes[i], float(probability[r, i])) for r, i in which]

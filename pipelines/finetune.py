@@ -16,7 +16,7 @@ from models.settings import InputError, Settings, execution
 from models.training import Precision
 from pipelines.finetune_report import write_report
 from pipelines.lanes import read_labels
-from pipelines.metrics import check_metric
+from pipelines.metrics import check_metric, labelled
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_identity
 from pipelines.stage import Task
@@ -106,7 +106,7 @@ def run(task: Task) -> dict[str, Any]:
         out=task.out,
         work=task.work,
         feed=feed,
-        spec=ClassifierSpec(labels=index.labels, max_length=index.max_length, pair=index.pair),
+        spec=ClassifierSpec(labels=index.labels, max_length=index.max_length, pair=index.pair, text=index.text),
         class_weights=_class_weights(settings, prepared),
         recipe=task.recipe,
         fingerprint=task.out.name,
@@ -164,8 +164,9 @@ def _balanced(column: LabelColumn, prepared: Prepared) -> list[float]:
     for number in range(sum(file.chunks for file in split.files)):
         name = f"label:{column.name}"
         values = read_labels(prepared.read_chunk("train", number, [name])[name], column)
+        values = values[labelled(values)]
         rows += len(values)
-        classes: Sequence[int] = np.nonzero(values)[1].tolist() if column.multi else values[values >= 0].tolist()
+        classes: Sequence[int] = np.nonzero(values)[1].tolist() if column.multi else values.tolist()
         counts.update(classes)
     totals = [counts[position] for position in range(len(column.classes))]
     if column.multi:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.feed import Feed
 from models.labels import LabelColumn
+from models.objectives import MISSING
 from models.training import Batch
 from pipelines.prepared import Prepared
 
@@ -49,7 +50,7 @@ class Chunk:
     input_ids: Ragged
     token_types: Ragged | None
     labels: Mapping[str, NDArray[np.int64]]
-    """For each column class indices [rows], or for a multi-label one zeros and ones [rows, classes]."""
+    """For each column class indices [rows], or for a multi-label one zeros and ones [rows, classes]; -1: missing."""
 
     def batch(self, items: NDArray[np.int64], pad: int = 0) -> Batch:
         """The chunk's rows `items` (positions in the chunk) as one padded batch."""
@@ -89,6 +90,7 @@ def read_labels(values: pa.ChunkedArray, column: LabelColumn) -> NDArray[np.int6
     ragged = Ragged.of(values)
     marks = np.zeros((len(ragged.offsets) - 1, len(column.classes)), dtype=np.int64)
     marks[np.repeat(np.arange(len(marks)), np.diff(ragged.offsets)), ragged.values[ragged.offsets[0] :]] = 1
+    marks[values.is_null().to_numpy()] = MISSING
     return marks
 
 

@@ -17,6 +17,7 @@ from pipelines.metrics import (
     decide,
     decision_metrics,
     labelled,
+    truth,
 )
 from pipelines.scoring import Scored
 
@@ -148,7 +149,7 @@ def measure(
         if validation is not None:
             has = labelled(validation.labels[column.name])
             temperature = fit_temperature(
-                validation.logits[has, span], validation.labels[column.name][has], column.multi
+                validation.logits[has, span], truth(validation.labels[column.name][has]), column.multi
             )
         found[column.name] = _measure_column(
             column, scored.logits[:, span], scored.labels[column.name], temperature, kept
@@ -175,7 +176,7 @@ def _measure_column(
     has = labelled(labels)
     calibrated = column_metrics(logits, labels, column.multi, temperature)
     slices = [one for name, values in kept.items() for one in _slices(column, name, values, logits, labels)]
-    logits, labels = logits[has], labels[has]
+    logits, labels = logits[has], truth(labels[has])
     decided, classes = decide(logits, column.multi), len(column.classes)
     return ColumnEvaluation(
         labelled=int(has.sum()),
@@ -201,7 +202,7 @@ def _slices(
     has = labelled(labels)
     named = np.array(["(none)" if value is None else str(value) for value in values], dtype=object)[has]
     found, counts = np.unique(named.astype(str), return_counts=True)
-    decided, labels = decide(logits[has], column.multi), labels[has]
+    decided, labels = decide(logits[has], column.multi), truth(labels[has])
     slices = []
     for position in np.argsort(-counts, kind="stable")[:_MOST_SLICES]:
         inside = named == found[position]

@@ -79,9 +79,9 @@ def classification_metrics(
 ) -> dict[str, float]:
     """All metrics of all label columns, under flat keys.
 
-    `logits` is [n, classes of all columns]. `labels` holds for each column int [n], -1 where it is missing, or
-    bool [n, classes] where the column is multi-label. Missing labels count nowhere; a column that has no
-    label at all has no metrics.
+    `logits` is [n, classes of all columns]. `labels` holds for each column int [n], or [n, classes] of ones and zeros
+    (or bool) where the column is multi-label; -1 where a label is missing. Missing labels count nowhere; a column
+    that has no label at all has no metrics.
     """
     found: dict[str, float] = {}
     for column, span in spans(columns):
@@ -94,7 +94,7 @@ def classification_metrics(
 def column_metrics(logits: Floats, labels: Labels, multi: bool, temperature: float = 1.0) -> dict[str, float]:
     """One column's metrics from its own logits [n, classes]; empty where no label is present."""
     present = labelled(labels)
-    logits, labels = logits[present], labels[present]
+    logits, labels = logits[present], truth(labels[present])
     if len(labels) == 0:
         return {}
     found = decision_metrics(decide(logits, multi), labels, logits.shape[1])
@@ -115,8 +115,14 @@ def decision_metrics(decided: Labels, labels: Labels, classes: int) -> dict[str,
 
 
 def labelled(labels: Labels) -> npt.NDArray[np.bool_]:
-    """Which rows have a label [n]; those of a multi-label column all have."""
-    return np.ones(len(labels), bool) if labels.ndim == 2 else np.asarray(labels) >= 0
+    """Which rows have a label [n]."""
+    known = np.asarray(labels) >= 0
+    return np.all(known, axis=1) if known.ndim == 2 else np.asarray(known, dtype=bool)
+
+
+def truth(labels: Labels) -> Labels:
+    """Labels that are all present, as they are compared: indices [n], or truth values [n, classes]."""
+    return labels.astype(bool) if labels.ndim == 2 else labels
 
 
 def decide(logits: Floats, multi: bool) -> Labels:

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from cluster.store import telling_storage_errors, write_whole
 from models.settings import InputError, Settings
+from models.text import TextSettings
 from pipelines.cleaning import CleaningSettings
 from pipelines.parts import run_parts
 from pipelines.passes import CleanPass, GatherPass, TokenisePass, file_plan, pieces_of, sample_texts, write_rejected
@@ -31,7 +32,13 @@ from pipelines.sieve import STEPS
 from pipelines.sources import DataSettings, find_sources, sources_identity
 from pipelines.splitting import SplittingSettings
 from pipelines.stage import Task
-from pipelines.tokenising import TokenisingSettings, copy_tokenizer, tokenizer_identity, train_tokenizer
+from pipelines.tokenising import (
+    TokenisingSettings,
+    TokenizerSettings,
+    copy_tokenizer,
+    tokenizer_identity,
+    train_tokenizer,
+)
 from pipelines.units import Unit, cut, unit_bytes
 
 NAME = "prepare"
@@ -102,10 +109,9 @@ def run(task: Task) -> dict[str, Any]:
     rows_in = sum(result["rows"] for result in cleaned)
     _check_usable(settings, rows_in, steps, counts, _label_counts(gathered))
     labels = gathering.label_columns(_label_counts(gathered))
-    if prepare.tokenizer is not None and not (task.out / "tokenizer").exists():
-        with tempfile.TemporaryDirectory() as scratch, telling_storage_errors(str(task.out)):
-            texts = sample_texts(task.work, counts["train"], pair=settings.data.text_pair is not None)
-            train_tokenizer(prepare.tokenizer, prepare.max_length, texts, task.out / "tokenizer", Path(scratch))
+    if prepare.tokenizer is not None:
+        with telling_storage_errors(str(task.out)):
+            _train_tokenizer(task, prepare.tokenizer, counts["train"])
     clock.lap("gather")
 
     chunk_rows = prepare.chunk_rows or min(max(sum(counts["train"]) // _CHUNKS_WANTED, _SMALLEST_CHUNK), _LARGEST_CHUNK)
@@ -131,6 +137,7 @@ def run(task: Task) -> dict[str, Any]:
         pair=settings.data.text_pair is not None,
         max_length=prepare.max_length,
         splits=splits,
+        text=TextSettings(repair=prepare.repair, normalise=prepare.normalise),
         columns=settings.data.columns,
     )
     with telling_storage_errors(str(task.out)):
@@ -188,9 +195,21 @@ def _copy_tokenizer(task: Task) -> None:
     settings: PrepareStageSettings = task.settings
     if settings.encoder is None:
         raise InputError("prepare needs a tokenizer: name finetune.encoder, or set prepare.tokenizer to train one.")
-    if not (task.out / "tokenizer").exists():
+    done = task.work / "tokenizer.done"
+    if not done.exists():
         with tempfile.TemporaryDirectory() as scratch:
             copy_tokenizer(settings.encoder, settings.prepare.max_length, task.out / "tokenizer", Path(scratch))
+        done.touch()
+
+
+def _train_tokenizer(task: Task, tokenizer: TokenizerSettings, train_rows: list[int]) -> None:
+    settings: PrepareStageSettings = task.settings
+    done = task.work / "tokenizer.done"
+    if not done.exists():
+        texts = list(sample_texts(task.work, train_rows, pair=settings.data.text_pair is not None))
+        with tempfile.TemporaryDirectory() as scratch:
+            train_tokenizer(tokenizer, settings.prepare.max_length, texts, task.out / "tokenizer", Path(scratch))
+        done.touch()
 
 
 def _step_counts(results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -27,6 +27,7 @@ from upath import UPath
 
 from models.labels import LabelColumn
 from models.settings import Settings
+from models.text import TextSettings
 
 INDEX = "prepared.json"
 SPLITS = ("train", "validation", "test")
@@ -57,6 +58,8 @@ class Index(Settings):
     pair: bool = False
     max_length: int
     splits: dict[str, SplitIndex]
+    text: TextSettings = TextSettings()
+    """How the texts were cleaned."""
     columns: tuple[str, ...] = ()
     """Further columns kept, by their names in the source."""
 

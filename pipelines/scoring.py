@@ -142,9 +142,8 @@ def encode_rows(rows: pa.Table) -> list[Encoded]:
 
 
 def label_arrays(rows: pa.Table, columns: Sequence[LabelColumn]) -> dict[str, npt.NDArray[Any]]:
-    """The labels of prepared rows, by column: int64 [n], -1 where missing, or bool [n, classes]."""
-    stored = {column.name: read_labels(rows[f"label:{column.name}"], column) for column in columns}
-    return {column.name: stored[column.name].astype(bool if column.multi else np.int64) for column in columns}
+    """The labels of prepared rows, by column: int64 [n], or ones and zeros [n, classes]; -1 where missing."""
+    return {column.name: read_labels(rows[f"label:{column.name}"], column) for column in columns}
 
 
 def _encoded_columns(prepared: Prepared) -> list[str]:

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +17,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from upath import UPath
 
 from cluster.store import upload_tree
 from models.settings import InputError, Settings
 
 _BATCH = 256
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _HEAD_FACTORS = (6, 18, 0)
 """Characters for each token of max_length that are tokenised, until these are enough tokens; 0 for all.
 
@@ -34,7 +36,7 @@ English has 5 characters in a token, with its space; other scripts have fewer, a
 class TokenizerSettings(Settings):
     """A tokenizer to train on the training split, where the encoder starts from scratch."""
 
-    kind: Literal["wordpiece", "bpe", "unigram"] = Field("wordpiece", description="The subword model.")
+    kind: Literal["wordpiece", "bpe"] = Field("wordpiece", description="The subword model.")
     vocabulary: int = Field(8000, ge=300, description="Size of the vocabulary.")
     lowercase: bool = Field(True, description="Whether case is dropped.")
 
@@ -267,8 +269,6 @@ def copy_tokenizer(encoder: str, max_length: int, out: UPath, scratch: Path) -> 
     Raises:
         InputError: there is no such encoder, or its positions or its tokenizer end before `max_length`.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     name = resolve_encoder(encoder)
     try:
         config = AutoConfig.from_pretrained(name)
@@ -289,38 +289,14 @@ def copy_tokenizer(encoder: str, max_length: int, out: UPath, scratch: Path) -> 
     upload_tree(scratch, out)
 
 
-def train_tokenizer(
-    settings: TokenizerSettings, max_length: int, texts: Iterator[str] | Iterable[str], out: UPath, scratch: Path
-) -> None:
-    """Trains a tokenizer and puts it into `out`, as `AutoTokenizer` loads it: [CLS] text [SEP], pairs as in BERT."""
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+def train_tokenizer(settings: TokenizerSettings, max_length: int, texts: list[str], out: UPath, scratch: Path) -> None:
+    """Trains a tokenizer and puts it into `out`, as `AutoTokenizer` loads it: [CLS] text [SEP], pairs as in BERT.
 
+    Equal texts give an equal tokenizer. (A unigram model is not offered: its trainer adds floating-point numbers in
+    the order of a randomly seeded hash table, so that no two runs agree.)
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    shared: dict[str, Any] = {"vocab_size": settings.vocabulary, "special_tokens": special, "show_progress": False}
-    bert = normalizers.BertNormalizer(lowercase=settings.lowercase)
-    trainer: Any
-    match settings.kind:
-        case "wordpiece":
-            tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-            tokenizer.normalizer = bert
-            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-            tokenizer.decoder = decoders.WordPiece()
-            trainer = trainers.WordPieceTrainer(**shared)
-        case "bpe":
-            tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-            tokenizer.normalizer = normalizers.Lowercase() if settings.lowercase else None
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.decoder = decoders.ByteLevel()
-            trainer = trainers.BpeTrainer(**shared, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-        case "unigram":
-            tokenizer = Tokenizer(models.Unigram())
-            tokenizer.normalizer = bert
-            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-            tokenizer.decoder = decoders.Metaspace()
-            trainer = trainers.UnigramTrainer(**shared, unk_token="[UNK]")
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = (_train_wordpiece if settings.kind == "wordpiece" else _train_bpe)(settings, texts)
     marks = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
@@ -336,3 +312,60 @@ def train_tokenizer(
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(scratch)
     upload_tree(scratch, out)
+
+
+def _train_bpe(settings: TokenizerSettings, texts: list[str]) -> Tokenizer:
+    """Byte-level, as GPT-2's: nothing is unknown."""
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    if settings.lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocabulary,
+        special_tokens=_SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _train_wordpiece(settings: TokenizerSettings, texts: list[str]) -> Tokenizer:
+    """As BERT's. At most three quarters of the vocabulary are single characters, the most frequent ones.
+
+    The trainer numbers the characters inside words (##a) in the order of a randomly seeded hash table, and merges
+    that are equally frequent by these numbers. So it is first asked for these characters alone, and then given
+    them in order, as if they were special tokens, to train.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=settings.lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+    def train(vocabulary: int, known: list[str], alphabet: list[str], most: int | None) -> dict[str, int]:
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[*_SPECIAL, *known],
+            initial_alphabet=alphabet,
+            limit_alphabet=most,
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return tokenizer.get_vocab()
+
+    singles = set(train(0, [], [], None)) - set(_SPECIAL)
+    alphabet = sorted(single for single in singles if not single.startswith("##") or single == "##")
+    most = settings.vocabulary * 3 // 4
+    if len(singles) > most:
+        counts = Counter(character for text in texts for character in tokenizer.normalizer.normalize_str(text))
+        inside = len(singles) - len(alphabet)
+        ranked = sorted(alphabet, key=lambda character: (-counts[character], character))
+        alphabet = sorted(ranked[: max(most - inside, most // 2)])
+        singles = set(train(0, [], alphabet, len(alphabet))) - set(_SPECIAL)
+    continuing = sorted(single for single in singles if single.startswith("##") and single != "##")
+    vocabulary = train(settings.vocabulary, continuing, alphabet, len(alphabet))
+    trained = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    trained.decoder = decoders.WordPiece()
+    trained.add_special_tokens(_SPECIAL)
+    return trained

@@ -30,7 +30,7 @@ def validation_metrics(
     for number in range(-(-split.rows // split.chunk_rows)):
         chunk = read_chunk(prepared, "validation", number)
         for column in labels:
-            targets[column.name].append(chunk.labels[column.name].astype(bool if column.multi else np.int64))
+            targets[column.name].append(chunk.labels[column.name])
         if number % trainer.workers == trainer.rank:
             start = number * split.chunk_rows
             logits[start : start + len(chunk.rows)] = _score(chunk, trainer, logits.shape[1], pad)

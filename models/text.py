@@ -1,0 +1,83 @@
+"""Cleaning text alike wherever it comes from: what was done to the training texts is done to those to classify.
+
+Whole arrays go through Arrow's compiled functions; Python touches only the texts that need it. Repair is the dear
+one: ftfy takes 20-60 us a text, so it is called only where it could change something (`may_need_repair`).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import ftfy
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ftfy.badness import is_bad
+from numpy.typing import NDArray
+from pydantic import Field
+
+from models.settings import Settings
+
+REPAIRS = ftfy.TextFixerConfig(
+    # Mis-decoded text, entities, control characters and stray line breaks are damage. Curly quotes, wide Chinese
+    # punctuation and ligatures are how people write: they stay. The Unicode form is the next step's business.
+    uncurl_quotes=False,
+    fix_character_width=False,
+    fix_latin_ligatures=False,
+    normalization=None,
+    explain=False,
+)
+_DAMAGE = (
+    r"&#?[0-9A-Za-z]{1,24};|[\x00-\x08\x0b-\x1f\x7f-\x{9f}\x{2028}\x{2029}\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffc}]"
+)
+_ODD_SPACE = r"[\t\n\x0b\f\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
+_SPACES = f"[ {_ODD_SPACE[1:]}+"
+_UNFOLDED = f"{_ODD_SPACE}|  |^ | $"
+
+
+class TextSettings(Settings):
+    """What is done to a text before it is tokenised."""
+
+    repair: bool = Field(True, description="Mend mis-decoded text (ftfy).")
+    normalise: Literal["NFC", "NFKC", "none"] = Field("NFC", description="Unicode form; white space is folded too.")
+
+
+def cleaned(texts: Sequence[str], settings: TextSettings) -> list[str]:
+    """The texts, repaired and normalised as the settings say."""
+    array = pa.array(texts, pa.string())
+    if settings.repair:
+        array = repair(array)
+    if settings.normalise != "none":
+        array = normalise(array, settings.normalise)
+    result: list[str] = array.to_pylist()
+    return result
+
+
+def may_need_repair(texts: pa.Array) -> NDArray[np.bool_]:
+    """Which texts ftfy might change, at a small part of its cost: never false for one that it would change."""
+    found = _mask(pc.match_substring_regex(texts, _DAMAGE))
+    for row in np.flatnonzero(~_mask(pc.string_is_ascii(texts)) & ~found).tolist():
+        found[row] = any(is_bad(line) for line in texts[row].as_py().splitlines(keepends=True))
+    return found
+
+
+def repair(texts: pa.Array) -> pa.Array:
+    """The texts as ftfy mends them (see REPAIRS)."""
+    damaged = may_need_repair(texts)
+    if not damaged.any():
+        return texts
+    mended = [ftfy.fix_text(text, REPAIRS) for text in texts.filter(pa.array(damaged)).to_pylist()]
+    return pc.replace_with_mask(texts, pa.array(damaged), pa.array(mended, pa.string()))
+
+
+def normalise(texts: pa.Array, form: str) -> pa.Array:
+    """The texts in one Unicode form, with white space folded: words with single spaces between."""
+    texts = pc.utf8_normalize(texts, form=form)
+    unfolded = pc.match_substring_regex(texts, _UNFOLDED)
+    if not pc.any(unfolded).as_py():
+        return texts
+    folded = pc.utf8_trim(pc.replace_substring_regex(texts.filter(unfolded), _SPACES, " "), " ")
+    return pc.replace_with_mask(texts, unfolded, folded)
+
+
+def _mask(values: pa.Array) -> NDArray[np.bool_]:
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=bool)
