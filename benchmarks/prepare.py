@@ -41,8 +41,8 @@ from tokenizers import Tokenizer
 from upath import UPath
 
 from cluster.connect import connected
+from models.text import REPAIRS
 from pipelines import prepare
-from pipelines.cleaning import REPAIRS
 from pipelines.locate import locate
 from pipelines.parts import run_parts
 from pipelines.passes import TokenisePass, file_plan
@@ -271,8 +271,9 @@ def measure_memory(path: Path, folder: Path) -> None:
         cost, metrics = ours(path, folder / "prepared")
     Console().print(
         f"{megabytes:,.0f} MB of csv, {metrics['rows_in']:,} rows, object store limited to 2,000 MB: "
-        f"{cost.seconds:,.0f} s ({megabytes / cost.seconds:.2f} MB/s); peak resident memory: driver {watch.driver:,.0f} MB, "
-        f"largest worker {watch.worker:,.0f} MB, all processes together {watch.together:,.0f} MB"
+        f"{cost.seconds:,.0f} s ({megabytes / cost.seconds:.2f} MB/s); peak resident memory: "
+        f"driver {watch.driver:,.0f} MB, largest worker {watch.worker:,.0f} MB, "
+        f"all processes together {watch.together:,.0f} MB"
     )
     Console().print(metrics)
 

@@ -24,6 +24,7 @@ from cluster.store import telling_storage_errors, write_whole
 from models.settings import InputError, Settings
 from models.text import TextSettings
 from pipelines.cleaning import CleaningSettings
+from pipelines.dataset_tokenizer import copy_tokenizer, tokenizer_identity, train_tokenizer
 from pipelines.parts import run_parts
 from pipelines.passes import CleanPass, GatherPass, TokenisePass, file_plan, pieces_of, sample_texts, write_rejected
 from pipelines.prepare_report import write_report
@@ -32,13 +33,7 @@ from pipelines.sieve import STEPS
 from pipelines.sources import DataSettings, find_sources, sources_identity
 from pipelines.splitting import SplittingSettings
 from pipelines.stage import Task
-from pipelines.tokenising import (
-    TokenisingSettings,
-    TokenizerSettings,
-    copy_tokenizer,
-    tokenizer_identity,
-    train_tokenizer,
-)
+from pipelines.tokenising import TokenisingSettings, TokenizerSettings
 from pipelines.units import Unit, cut, unit_bytes
 
 NAME = "prepare"

@@ -1,4 +1,4 @@
-"""Step tokenise: the encoder's tokenizer, or one trained on the data, and texts to token ids at its full speed.
+"""Step tokenise: texts to token ids at the tokenizer's full speed.
 
 The Rust class of `tokenizers` is used directly; the Python class around it costs a third of the speed. Long texts
 are cut before they are tokenised, where the tokenizer allows to tell that the outcome is the same.
@@ -8,24 +8,18 @@ import itertools
 import json
 import os
 import re
-from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
-from upath import UPath
+from tokenizers import Tokenizer
 
-from cluster.store import upload_tree
-from models.settings import InputError, Settings
+from models.settings import Settings
 
 _BATCH = 256
-_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _HEAD_FACTORS = (6, 18, 0)
 """Characters for each token of max_length that are tokenised, until these are enough tokens; 0 for all.
 
@@ -233,139 +227,3 @@ def _word_end(spec: dict[str, Any]) -> re.Pattern[str] | None:
         return re.compile(r"(?s).*[ \u4e00-\u9fff]")
     by_space = pre.get("type") in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
     return re.compile(r"(?s).* ") if by_space or (pre.get("type") == "ByteLevel" and pre.get("use_regex")) else None
-
-
-def resolve_encoder(encoder: str) -> str:
-    """A local folder for a path or `package://`; a hub id as it is.
-
-    Raises:
-        InputError: it is neither a folder nor of the form of a hub id.
-    """
-    from pipelines.locate import locate
-
-    if "://" in encoder or Path(encoder).expanduser().exists():
-        return str(locate(encoder).path)
-    parts = encoder.split("/")
-    if len(parts) > 2 or not all(parts) or encoder.startswith((".", "~")):
-        raise InputError(f"finetune.encoder: {encoder} is neither a folder nor a hub id (OWNER/NAME).")
-    return encoder
-
-
-def tokenizer_identity(encoder: str) -> str:
-    """A digest of the files that decide how an encoder tokenises; a hub id's is its name."""
-    from pipelines.locate import identity
-
-    folder = Path(resolve_encoder(encoder))
-    if not folder.is_dir():
-        return encoder
-    names = ("token", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece")
-    files = sorted(f for f in folder.iterdir() if f.is_file() and (f.name == "config.json" or f.name.startswith(names)))
-    return identity(UPath(file) for file in files)
-
-
-def copy_tokenizer(encoder: str, max_length: int, out: UPath, scratch: Path) -> None:
-    """Puts the encoder's tokenizer into `out`, as `AutoTokenizer` loads it.
-
-    Raises:
-        InputError: there is no such encoder, or its positions or its tokenizer end before `max_length`.
-    """
-    name = resolve_encoder(encoder)
-    try:
-        config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"finetune.encoder: {encoder} is no encoder: {str(error).splitlines()[0]}") from error
-    if not tokenizer.is_fast:
-        raise InputError(f"finetune.encoder: {encoder} has no tokenizer of the `tokenizers` library.")
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        positions -= 2  # numbered from the padding's index on
-    longest = min(int(positions), int(tokenizer.model_max_length))
-    if max_length > longest:
-        raise InputError(
-            f"prepare.max_length is {max_length}, but the encoder {encoder} takes at most {longest} tokens."
-        )
-    tokenizer.save_pretrained(scratch)
-    upload_tree(scratch, out)
-
-
-def train_tokenizer(settings: TokenizerSettings, max_length: int, texts: list[str], out: UPath, scratch: Path) -> None:
-    """Trains a tokenizer and puts it into `out`, as `AutoTokenizer` loads it: [CLS] text [SEP], pairs as in BERT.
-
-    Equal texts give an equal tokenizer. (A unigram model is not offered: its trainer adds floating-point numbers in
-    the order of a randomly seeded hash table, so that no two runs agree.)
-    """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer = (_train_wordpiece if settings.kind == "wordpiece" else _train_bpe)(settings, texts)
-    marks = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=max_length,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    ).save_pretrained(scratch)
-    upload_tree(scratch, out)
-
-
-def _train_bpe(settings: TokenizerSettings, texts: list[str]) -> Tokenizer:
-    """Byte-level, as GPT-2's: nothing is unknown."""
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-    if settings.lowercase:
-        tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=settings.vocabulary,
-        special_tokens=_SPECIAL,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def _train_wordpiece(settings: TokenizerSettings, texts: list[str]) -> Tokenizer:
-    """As BERT's. At most three quarters of the vocabulary are single characters, the most frequent ones.
-
-    The trainer numbers the characters inside words (##a) in the order of a randomly seeded hash table, and merges
-    that are equally frequent by these numbers. So it is first asked for these characters alone, and then given
-    them in order, as if they were special tokens, to train.
-    """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=settings.lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-
-    def train(vocabulary: int, known: list[str], alphabet: list[str], most: int | None) -> dict[str, int]:
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocabulary,
-            special_tokens=[*_SPECIAL, *known],
-            initial_alphabet=alphabet,
-            limit_alphabet=most,
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(texts, trainer)
-        return tokenizer.get_vocab()
-
-    singles = set(train(0, [], [], None)) - set(_SPECIAL)
-    alphabet = sorted(single for single in singles if not single.startswith("##") or single == "##")
-    most = settings.vocabulary * 3 // 4
-    if len(singles) > most:
-        counts = Counter(character for text in texts for character in tokenizer.normalizer.normalize_str(text))
-        inside = len(singles) - len(alphabet)
-        ranked = sorted(alphabet, key=lambda character: (-counts[character], character))
-        alphabet = sorted(ranked[: max(most - inside, most // 2)])
-        singles = set(train(0, [], alphabet, len(alphabet))) - set(_SPECIAL)
-    continuing = sorted(single for single in singles if single.startswith("##") and single != "##")
-    vocabulary = train(settings.vocabulary, continuing, alphabet, len(alphabet))
-    trained = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    trained.normalizer, trained.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-    trained.decoder = decoders.WordPiece()
-    trained.add_special_tokens(_SPECIAL)
-    return trained

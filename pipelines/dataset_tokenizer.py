@@ -1,0 +1,148 @@
+"""The tokenizer of a prepared dataset: the encoder's own, or one trained on the training split."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from upath import UPath
+
+from cluster.store import upload_tree
+from models.settings import InputError
+from pipelines.locate import identity, locate
+from pipelines.tokenising import TokenizerSettings
+
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def resolve_encoder(encoder: str) -> str:
+    """A local folder for a path or `package://`; a hub id as it is.
+
+    Raises:
+        InputError: it is neither a folder nor of the form of a hub id.
+    """
+    if "://" in encoder or Path(encoder).expanduser().exists():
+        return str(locate(encoder).path)
+    parts = encoder.split("/")
+    if len(parts) > 2 or not all(parts) or encoder.startswith((".", "~")):
+        raise InputError(f"finetune.encoder: {encoder} is neither a folder nor a hub id (OWNER/NAME).")
+    return encoder
+
+
+def tokenizer_identity(encoder: str) -> str:
+    """A digest of the files that decide how an encoder tokenises; a hub id's is its name."""
+    folder = Path(resolve_encoder(encoder))
+    if not folder.is_dir():
+        return encoder
+    names = ("token", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece")
+    files = sorted(f for f in folder.iterdir() if f.is_file() and (f.name == "config.json" or f.name.startswith(names)))
+    return identity(UPath(file) for file in files)
+
+
+def copy_tokenizer(encoder: str, max_length: int, out: UPath, scratch: Path) -> None:
+    """Puts the encoder's tokenizer into `out`, as `AutoTokenizer` loads it.
+
+    Raises:
+        InputError: there is no such encoder, or its positions or its tokenizer end before `max_length`.
+    """
+    name = resolve_encoder(encoder)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"finetune.encoder: {encoder} is no encoder: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"finetune.encoder: {encoder} has no tokenizer of the `tokenizers` library.")
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        positions -= 2  # numbered from the padding's index on
+    longest = min(int(positions), int(tokenizer.model_max_length))
+    if max_length > longest:
+        raise InputError(
+            f"prepare.max_length is {max_length}, but the encoder {encoder} takes at most {longest} tokens."
+        )
+    tokenizer.save_pretrained(scratch)
+    upload_tree(scratch, out)
+
+
+def train_tokenizer(settings: TokenizerSettings, max_length: int, texts: list[str], out: UPath, scratch: Path) -> None:
+    """Trains a tokenizer and puts it into `out`, as `AutoTokenizer` loads it: [CLS] text [SEP], pairs as in BERT.
+
+    Equal texts give an equal tokenizer. (A unigram model is not offered: its trainer adds floating-point numbers in
+    the order of a randomly seeded hash table, so that no two runs agree.)
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = (_train_wordpiece if settings.kind == "wordpiece" else _train_bpe)(settings, texts)
+    marks = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(scratch)
+    upload_tree(scratch, out)
+
+
+def _train_bpe(settings: TokenizerSettings, texts: list[str]) -> Tokenizer:
+    """Byte-level, as GPT-2's: nothing is unknown."""
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    if settings.lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocabulary,
+        special_tokens=_SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _train_wordpiece(settings: TokenizerSettings, texts: list[str]) -> Tokenizer:
+    """As BERT's. At most three quarters of the vocabulary are single characters, the most frequent ones.
+
+    The trainer numbers the characters inside words (##a) in the order of a randomly seeded hash table, and merges
+    that are equally frequent by these numbers. So it is first asked for these characters alone, and then given
+    them in order, as if they were special tokens, to train.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=settings.lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+    def train(vocabulary: int, known: list[str], alphabet: list[str]) -> dict[str, int]:
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[*_SPECIAL, *known],
+            initial_alphabet=alphabet,
+            **({"limit_alphabet": len(alphabet)} if alphabet else {}),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return tokenizer.get_vocab()
+
+    singles = set(train(0, [], [])) - set(_SPECIAL)
+    alphabet = sorted(single for single in singles if not single.startswith("##") or single == "##")
+    most = settings.vocabulary * 3 // 4
+    if len(singles) > most:
+        counts = Counter(character for text in texts for character in tokenizer.normalizer.normalize_str(text))
+        inside = len(singles) - len(alphabet)
+        ranked = sorted(alphabet, key=lambda character: (-counts[character], character))
+        alphabet = sorted(ranked[: max(most - inside, most // 2)])
+        singles = set(train(0, [], alphabet)) - set(_SPECIAL)
+    continuing = sorted(single for single in singles if single.startswith("##") and single != "##")
+    vocabulary = train(settings.vocabulary, continuing, alphabet)
+    trained = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    trained.decoder = decoders.WordPiece()
+    trained.add_special_tokens(_SPECIAL)
+    return trained
