@@ -61,7 +61,8 @@ CORES = os.cpu_count() or 1
 def generate(path: Path, megabytes: int) -> None:
     """Writes the corpus, a document at a time."""
     with Path(locate(TWEETS).path).open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = [(row["sentiment"], row["text"]) for row in csv.DictReader(file)]
+        # One tweet in eight is damaged beyond repair by its packager; no corpus of size is as bad as that.
+        rows = [(row["sentiment"], row["text"]) for row in csv.DictReader(file) if "\ufffd" not in row["text"]]
     draw = random.Random(0)
     recent: list[tuple[str, str]] = []
     with path.open("w", encoding="utf-8", newline="") as file:

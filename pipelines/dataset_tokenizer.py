@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
@@ -120,12 +121,13 @@ def _train_wordpiece(settings: TokenizerSettings, texts: list[str]) -> Tokenizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
     def train(vocabulary: int, known: list[str], alphabet: list[str]) -> dict[str, int]:
+        limits: dict[str, Any] = {"limit_alphabet": len(alphabet)} if alphabet else {}
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocabulary,
             special_tokens=[*_SPECIAL, *known],
             initial_alphabet=alphabet,
-            **({"limit_alphabet": len(alphabet)} if alphabet else {}),
             show_progress=False,
+            **limits,
         )
         tokenizer.train_from_iterator(texts, trainer)
         return tokenizer.get_vocab()

