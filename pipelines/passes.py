@@ -228,7 +228,7 @@ class TokenisePass:
         columns |= {name: table[name] for name in table.column_names if name.startswith("column:")}
         buffer = pa.BufferOutputStream()
         finished = pa.table(columns)
-        with pq.ParquetWriter(buffer, finished.schema, compression="zstd", use_dictionary=False) as writer:
+        with pq.ParquetWriter(buffer, finished.schema, compression="snappy", use_dictionary=False) as writer:
             for start in range(0, len(finished), self.chunk_rows):
                 writer.write_table(finished.slice(start, self.chunk_rows), row_group_size=self.chunk_rows)
         write_bytes(UPath(self.out) / file.name, buffer.getvalue())
