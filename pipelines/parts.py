@@ -32,7 +32,9 @@ def run_parts(
     """
     with telling_storage_errors(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-        finished = {entry.name for entry in folder.iterdir()}
+        finished = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        # What other processes write is not in the listing that fsspec keeps of an object store's folder.
+        folder.fs.invalidate_cache()
     results: dict[int, Result] = {}
     missing = []
     for number in range(len(parts)):
@@ -65,7 +67,7 @@ def run_parts(
 
 
 def _each(parts: list[tuple[int, Any]], work_on: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # no "progress bars disabled"
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # Each task is sent its own part alone: all of them would make a job's traffic grow with its square.

@@ -228,7 +228,7 @@ class TokenisePass:
         columns |= {name: table[name] for name in table.column_names if name.startswith("column:")}
         buffer = pa.BufferOutputStream()
         finished = pa.table(columns)
-        with pq.ParquetWriter(buffer, finished.schema, compression="snappy", use_dictionary=False) as writer:
+        with pq.ParquetWriter(buffer, finished.schema, compression="zstd", use_dictionary=False) as writer:
             for start in range(0, len(finished), self.chunk_rows):
                 writer.write_table(finished.slice(start, self.chunk_rows), row_group_size=self.chunk_rows)
         write_bytes(UPath(self.out) / file.name, buffer.getvalue())
@@ -311,7 +311,7 @@ def first_lines(units: list[Unit], cleaned: list[dict[str, Any]]) -> list[int]:
 
 
 def write_rejected(
-    work: UPath, folder: UPath, units: list[Unit], cleaned: list[dict[str, Any]], partitions: int
+    work: UPath, folder: UPath, units: list[Unit], cleaned: list[dict[str, Any]], gathered: list[dict[str, Any]]
 ) -> int:
     """Joins what the passes rejected into one Parquet file, piece by piece; returns how many rows that is."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -325,11 +325,9 @@ def write_rejected(
                 table = table.set_column(1, "row", pc.add(table["row"], lines[number]))
                 writer.write_table(table)
                 count += len(table)
-        for partition in range(partitions):
-            piece = work / "gather" / f"{partition:06d}.rejected"
-            if piece.exists():
-                with piece.fs.open(piece.path, "rb") as content:
-                    table = pa.ipc.open_file(content).read_all()
+        for partition, result in enumerate(gathered):
+            if result["rejected"]:
+                table = read_rows(work / "gather" / f"{partition:06d}.rejected", 0, result["rejected"])
                 writer.write_table(table)
                 count += len(table)
     return count

@@ -136,7 +136,7 @@ def run(task: Task) -> dict[str, Any]:
         columns=settings.data.columns,
     )
     with telling_storage_errors(str(task.out)):
-        rejected = write_rejected(task.work, task.out / "rejected", units, cleaned, partitions)
+        rejected = write_rejected(task.work, task.out / "rejected", units, cleaned, gathered)
         write_whole(task.out / INDEX, index.model_dump_json(indent=2))
     rows_out = sum(split.rows for split in splits.values())
     if rows_in != rows_out + rejected:

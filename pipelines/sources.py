@@ -207,7 +207,9 @@ def _expand(reference: str) -> list[UPath]:
         position = min(reference.index(sign) for sign in "*?[" if sign in reference)
         base, _, _ = reference[:position].rpartition("/")
         pattern = reference[len(base) + 1 :] if base else reference
-        folder = locate(f"{base}/." if base else ".")
+        if base.startswith("package://"):
+            base += "/."
+        folder = locate(base or ("/" if reference.startswith("/") else "."))
         files = sorted((path for path in folder.glob(pattern) if path.is_file()), key=str)
         if not files:
             raise InputError(f"{reference} matches no file (looked in {folder}).")
