@@ -87,7 +87,7 @@ class TorchEngine:
         self._temperature = dict(temperature)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoded]:
-        """Cleans and tokenises texts as the training texts were, each with its partner where the classifier takes pairs.
+        """Cleans and tokenises texts as the training texts were, with their partners where the classifier takes pairs.
 
         Raises:
             InputError: pairs are missing or not asked for, or are not as many as the texts.

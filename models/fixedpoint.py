@@ -1,13 +1,13 @@
 """Sums of gradients that are the same bits in whatever order and on however many workers they are taken.
 
 Floating-point addition is not associative, so a sum over lanes depends on how the lanes are spread over workers.
-Here each lane's gradient is rounded to a multiple of 2**-36 and summed as 64-bit integers, whose addition is
-associative. (Kin: Demmel and Nguyen's reproducible summation, ReproBLAS; EasyScale, arXiv 2208.14228, keeps the
-order instead.) The rounding, 1.5e-11, is far below Adam's epsilon of 1e-8.
+Here each lane's gradient is rounded to a multiple of 2**-34 and summed as integers, whose addition is associative.
+(Kin: Demmel and Nguyen's reproducible summation, ReproBLAS; EasyScale, arXiv 2208.14228, keeps the order instead.)
+The rounding, 5.8e-11, is far below Adam's epsilon of 1e-8.
 
 Cost: one pass over the gradient for each lane, in blocks that stay in the processor's cache, while the backward
-pass goes on. On the wire a tensor goes as 32-bit integers wherever the agreed bound of its sum allows (the same
-bytes as float32), else as 64-bit; the sum is exact both ways. The input embedding's gradient stays sparse: only
+pass goes on. A sum is kept, and goes over the wire, in 32 bits (the bytes of a float32) while a running bound shows
+that it fits, up to 0.12, else in 64; it is exact both ways. The input embedding's gradient stays sparse: only
 rows of tokens that occur are summed and exchanged.
 """
 
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-SCALE_BITS = 36
+SCALE_BITS = 34
 _SCALE = 2.0**SCALE_BITS
 _LARGEST = 2.0 ** (62 - SCALE_BITS)
 _LARGEST_32 = 2.0 ** (31 - SCALE_BITS) * 0.999
@@ -81,7 +81,7 @@ class FixedPointSum:
         """`sparse` are those of the parameters whose gradients come sparse (`torch.nn.Embedding(sparse=True)`)."""
         self._parameters = [p for p in parameters if p.requires_grad]
         self._is_sparse = [any(p is s for s in sparse) for p in self._parameters]
-        self._sums = [torch.zeros(p.shape, dtype=torch.int64, device=p.device) for p in self._parameters]
+        self._sums = [self._zeros(position) for position in range(len(self._parameters))]
         self._gradients = [torch.zeros_like(p, dtype=torch.float32) for p in self._parameters]
         self._touched = [
             torch.zeros(len(p), dtype=torch.uint8, device=p.device) if s else None
@@ -90,7 +90,8 @@ class FixedPointSum:
         device = self._parameters[0].device
         self._bounds = torch.zeros(len(self._parameters), dtype=torch.float64, device=device)
         self._float_block = torch.empty(_BLOCK)
-        self._integer_block = torch.empty(_BLOCK, dtype=torch.int64)
+        self._integer_block = torch.empty(_BLOCK, dtype=torch.int32)
+        self._long_block = torch.empty(_BLOCK, dtype=torch.int64)
         self.wire_bytes = 0
         """Bytes of gradients that the last `reduce` sent into all-reduce."""
         for position, parameter in enumerate(self._parameters):
@@ -115,12 +116,15 @@ class FixedPointSum:
         self.wire_bytes = 0
         if workers > 1:
             self._exchange(bounds)
-        for parameter, gradient, total, touched in zip(
-            self._parameters, self._gradients, self._sums, self._touched, strict=True
+        for position, (parameter, gradient, touched) in enumerate(
+            zip(self._parameters, self._gradients, self._touched, strict=True)
         ):
+            total = self._sums[position]
             if touched is None:
                 torch.mul(total, 1.0 / _SCALE, out=gradient)
-                total.zero_()
+                self._sums[position] = (
+                    total.zero_() if total.dtype == self._first_type(position) else self._zeros(position)
+                )
             else:
                 rows = touched.nonzero().squeeze(1)
                 gradient[rows] = total[rows] * (1.0 / _SCALE)
@@ -143,7 +147,7 @@ class FixedPointSum:
             parameter.grad = None
             touched = self._touched[position]
             if touched is None:
-                self._add(self._sums[position].view(-1), gradient.reshape(-1), position)
+                self._add(gradient.reshape(-1), position)
             else:
                 rows, values = gradient._indices()[0], gradient._values()
                 touched[rows] = 1
@@ -158,55 +162,70 @@ class FixedPointSum:
             low, high = torch.aminmax(gradient)
             self._bounds[position] += torch.maximum(-low, high) * terms + 1.0 / _SCALE
 
-    def _add(self, total: Tensor, gradient: Tensor, position: int) -> None:
+    def _add(self, gradient: Tensor, position: int) -> None:
         self._note_bound(position, gradient)
-        if total.device.type != "cpu":
-            total += (gradient * _SCALE).round_().to(torch.int64)
+        if gradient.device.type != "cpu":
+            self._sums[position].view(-1).add_((gradient * _SCALE).round_().to(torch.int64))
             return
+        if self._sums[position].dtype == torch.int32 and not float(self._bounds[position]) < _LARGEST_32:
+            self._sums[position] = self._sums[position].to(torch.int64)
+        total = self._sums[position].view(-1)
+        block = self._integer_block if total.dtype == torch.int32 else self._long_block
         for start in range(0, len(total), _BLOCK):
             part = gradient[start : start + _BLOCK]
-            scaled, rounded = self._float_block[: len(part)], self._integer_block[: len(part)]
+            scaled, rounded = self._float_block[: len(part)], block[: len(part)]
             torch.mul(part, _SCALE, out=scaled)
             rounded.copy_(scaled.round_())
             total[start : start + _BLOCK] += rounded
+
+    def _zeros(self, position: int) -> Tensor:
+        parameter = self._parameters[position]
+        return torch.zeros(parameter.shape, dtype=self._first_type(position), device=parameter.device)
+
+    def _first_type(self, position: int) -> torch.dtype:
+        """What a step's sum begins in: 32 bits only for dense ones on a CPU, where memory is what takes the time."""
+        dense_on_cpu = not self._is_sparse[position] and self._parameters[position].device.type == "cpu"
+        return torch.int32 if dense_on_cpu else torch.int64
 
     def _exchange(self, bounds: list[float]) -> None:
         """All-reduces the sums, several tensors in one message, as 32-bit integers where the bound allows."""
         for touched in self._touched:
             if touched is not None:
                 dist.all_reduce(touched, dist.ReduceOp.MAX)
-        message: dict[torch.dtype, list[tuple[Tensor, Tensor | None]]] = {torch.int32: [], torch.int64: []}
-        for total, touched, bound in zip(self._sums, self._touched, bounds, strict=True):
-            rows = None if touched is None else touched.nonzero().squeeze(1)
-            message[torch.int32 if bound < _LARGEST_32 else torch.int64].append((total, rows))
-        for dtype, tensors in message.items():
-            bucket: list[tuple[Tensor, Tensor | None]] = []
+        message: dict[torch.dtype, list[int]] = {torch.int32: [], torch.int64: []}
+        for position, bound in enumerate(bounds):
+            message[torch.int32 if bound < _LARGEST_32 else torch.int64].append(position)
+        for dtype, positions in message.items():
+            bucket: list[int] = []
             elements = 0
-            for total, rows in tensors:
-                bucket.append((total, rows))
-                elements += total.numel() if rows is None else len(rows) * total.shape[1]
+            for position in positions:
+                bucket.append(position)
+                elements += self._sums[position].numel()
                 if elements >= _BUCKET_ELEMENTS:
                     self._send(bucket, dtype)
                     bucket, elements = [], 0
             if bucket:
                 self._send(bucket, dtype)
 
-    def _send(self, bucket: list[tuple[Tensor, Tensor | None]], dtype: torch.dtype) -> None:
-        parts = [total if rows is None else total[rows] for total, rows in bucket]
+    def _send(self, bucket: list[int], dtype: torch.dtype) -> None:
+        """All-reduces the sums of some parameters in one message; of a sparse one only the touched rows."""
+        rows = [None if (touched := self._touched[p]) is None else touched.nonzero().squeeze(1) for p in bucket]
+        parts = [
+            self._sums[position] if chosen is None else self._sums[position][chosen]
+            for position, chosen in zip(bucket, rows, strict=True)
+        ]
         flat = torch.cat([part.reshape(-1).to(dtype) for part in parts])
         dist.all_reduce(flat)
         self.wire_bytes += flat.numel() * flat.element_size()
-        start = 0
-        for (total, rows), part in zip(bucket, parts, strict=True):
-            summed = flat[start : start + part.numel()].view(part.shape).to(torch.int64)
-            start += part.numel()
-            if rows is None:
-                total.copy_(summed)
+        summed = flat.split([part.numel() for part in parts])
+        for position, chosen, part, total in zip(bucket, rows, parts, summed, strict=True):
+            if chosen is None:
+                self._sums[position] = total.view(part.shape)
             else:
-                total[rows] = summed
+                self._sums[position][chosen] = total.view(part.shape).to(torch.int64)
 
     def _forget(self) -> None:
-        for total, touched in zip(self._sums, self._touched, strict=True):
-            total.zero_()
+        self._sums = [self._zeros(position) for position in range(len(self._parameters))]
+        for touched in self._touched:
             if touched is not None:
                 touched.zero_()
