@@ -1,11 +1,12 @@
 """The front door: the `shoal` command. Parses, calls, and tells mistakes in one sentence."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.logs import CommandLog, causes
+from cluster.logs import CommandLog, Terminal, causes
 from cluster.store import Artifact, ClusterError, Store
 from models.settings import InputError
 
@@ -44,6 +45,7 @@ Overrides = Annotated[
 StoreOption = Annotated[str, typer.Option("--store", help="A folder, or s3://BUCKET/PREFIX.")]
 
 _LOG = CommandLog()
+_ended_by: list[signal.Signals] = []
 
 
 def _plan(recipe: Path, overrides: Sequence[str] | None) -> "tuple[Recipe, Store, dict[str, PlannedStage]]":
@@ -63,7 +65,6 @@ def _durable(store: str) -> str:
 
 def _complete(recipe: Path, overrides: Sequence[str] | None, until: str | None) -> None:
     """Completes the stages up to `until` and prints what came of each."""
-    from cluster.connect import connected
     from pipelines.stage import complete
     from recipes.listing import headline
 
@@ -74,7 +75,7 @@ def _complete(recipe: Path, overrides: Sequence[str] | None, until: str | None) 
     wanted = list(stages)[: list(stages).index(last) + 1]
     reused = {name for name in wanted if store.find(name, stages[name].fingerprint)}
     if last not in reused:
-        with _LOG.capturing() as terminal, connected():
+        with _working() as terminal:
             complete(stages[last], store, _progress(terminal.err), loaded.name)
     rows = [
         (name, "reused" if name in reused else "made", str(artifact.path), headline(artifact.record.metrics))
@@ -82,6 +83,27 @@ def _complete(recipe: Path, overrides: Sequence[str] | None, until: str | None) 
         if (artifact := store.find(name, stages[name].fingerprint))
     ]
     _console().print(_table(rows))
+
+
+@contextlib.contextmanager
+def _working() -> Iterator[Terminal]:
+    """Connects to Ray and sends all noise to the log; what the block itself has to say goes to the terminal."""
+    from cluster.connect import connected
+
+    with _LOG.capturing() as terminal, connected():
+        # Ray would abort the process on SIGTERM, and the nodes' processes would hear of it late.
+        before = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            yield terminal
+        except SystemExit as left:  # How Ray Train answers Ctrl-C.
+            raise KeyboardInterrupt from left
+        finally:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _terminate(*_: object) -> None:
+    _ended_by.append(signal.SIGTERM)
+    raise KeyboardInterrupt
 
 
 def _completed(
@@ -189,12 +211,11 @@ def predict(
     every_class: Annotated[bool, typer.Option("--every-class", help="Write each class's probability.")] = False,
 ) -> None:
     """Classify the rows of files of any size with the recipe's classifier."""
-    from cluster.connect import connected
     from pipelines.predict import predict_file
     from recipes.endpoint import calibration
 
     loaded, store, stages = _plan(recipe, overrides)
-    with _LOG.capturing() as terminal, connected():
+    with _working() as terminal:
         progress = _progress(terminal.err)
         artifacts = _completed(stages, store, progress, loaded.name)
         done = predict_file(
@@ -220,14 +241,13 @@ def serve(
     ask: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ask the endpoint this, print, end.")] = None,
 ) -> None:
     """Complete a recipe's stages, deploy its classifier and stay until Ctrl-C."""
-    from cluster.connect import connected
     from recipes.endpoint import answer_rows, deploy
     from recipes.endpoint import ask as ask_endpoint
     from recipes.listing import reports, summary_rows
     from serve.app import stop
 
     loaded, store, stages = _plan(recipe, overrides)
-    with _LOG.capturing() as terminal, connected():
+    with _working() as terminal:
         console = _console(terminal.out)
         artifacts = _completed(stages, store, _progress(terminal.err), loaded.name)
         url = deploy(loaded, artifacts)
@@ -293,20 +313,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(arguments, prog_name="shoal")
     except SystemExit as ended:
-        # Ray answers SIGTERM by leaving with the signal's number.
-        status = {signal.SIGTERM: 128 + signal.SIGTERM}.get(ended.code, ended.code)  # type: ignore[call-overload]
-        if status in (130, 143):
-            _tell("interrupted; run the same command again to go on.")
-        return status if isinstance(status, int) else int(status is not None)
+        if ended.code == 130:
+            return _interrupted()
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except KeyboardInterrupt:
-        _tell("interrupted; run the same command again to go on.")
-        return 130
+        return _interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:
         return _failed(error)
     return 0
+
+
+def _interrupted() -> int:
+    _tell("interrupted; run the same command again to go on.")
+    return 128 + (_ended_by or [signal.SIGINT])[0]
 
 
 def _failed(error: Exception) -> int:
