@@ -56,6 +56,7 @@ lint: $(READY) ## What the code must pass: ruff, its format, mypy --strict.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy shoal.py docs/hooks.py
 
 format: $(READY) ## Write the code as ruff would.
 	@$(BIN)/ruff check --fix .
