@@ -8,7 +8,8 @@ The training set stands in chunks of `chunk_rows` rows (the last may be shorter)
 2. Inside a chunk, the rows sorted by length, with the lengths jittered by a few per cent and ties broken by a keyed
    hash, so that a microbatch has little padding and yet no two epochs group a chunk's rows alike.
 3. The sorted rows cut into microbatches of nearly equal size, one for each of the chunk's slots; the slots' order
-   is permuted, so that lengths come mixed.
+   is permuted, so that lengths come mixed from step to step. The lanes share that order: all of them are at their
+   short or at their long texts at the same step, so that no worker waits for another.
 
 A step takes one slot from each lane. Which slot that is follows from (epoch, step, lane) by division, so seeking is
 O(1), and nothing depends on how many workers share the lanes. Cost: where the chunks do not divide by L, the last
@@ -124,7 +125,8 @@ class Feed:
             return None
         size = self.chunk_size(chunk)
         filled = -(-size // self.microbatch)
-        part = permute(step % self.slots, self.slots, mix(self.seed, epoch, 1, chunk))
+        turn, slot = divmod(step, self.slots)
+        part = permute(slot, self.slots, mix(self.seed, epoch, 1, turn))
         if part >= filled:
             return None
         return Place(chunk, part * size // filled, (part + 1) * size // filled)

@@ -96,7 +96,7 @@ def run(task: Task) -> dict[str, Any]:
     prepared = Prepared(task.inputs["prepare"].path)
     index = prepared.index
     check_metric("finetune.metric", settings.metric, index.labels)
-    if not index.splits["validation"].rows:
+    if "validation" not in index.splits:
         raise InputError("finetune needs rows for validation, but there are none: raise prepare.validation_share.")
     split = index.splits["train"]
     feed = Feed(split.rows, split.chunk_rows, settings.lanes, settings.microbatch, settings.seed)

@@ -90,6 +90,21 @@ def test_grouping_by_length_wastes_little() -> None:
     assert 1 - used / computed < 0.12
 
 
+def test_the_lanes_of_a_step_have_texts_of_like_length() -> None:
+    """Else workers would wait for whoever has the long ones: the longest lane is little above the mean."""
+    feed = Feed(rows=256 * 40, chunk_rows=256, lanes=4, microbatch=16, seed=3)
+    waited = []
+    for step in range(feed.steps):
+        tokens = []
+        for lane in range(feed.lanes):
+            place = feed.place(0, step, lane)
+            assert place is not None
+            lengths = lengths_of(feed, place.chunk)
+            tokens.append(int(lengths[feed.chunk_order(0, place.chunk, lengths)[place.start : place.stop]].max()))
+        waited.append(max(tokens) / (sum(tokens) / len(tokens)))
+    assert np.mean(waited) < 1.15
+
+
 def test_seeking_in_a_billion_rows_needs_no_state() -> None:
     feed = Feed(rows=10**9, chunk_rows=4096, lanes=64, microbatch=32, seed=0)
     place = feed.place(3, 400_000, 17)
