@@ -44,7 +44,7 @@ _CHUNKS_WANTED = 48
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 64, 4096
 
 
-class PrepareSettings(CleaningSettings, SplittingSettings, TokenisingSettings):
+class PrepareSettings(TokenisingSettings, SplittingSettings, CleaningSettings):
     """How the text is cleaned, split and tokenised."""
 
     chunk_rows: int | None = Field(

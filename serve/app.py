@@ -27,9 +27,10 @@ _BEYOND_QUEUE = 1000
 
 _PROXY = {
     # A request that was in the hands of a replica that died is given to another one: classifying changes nothing,
-    # so it may be done twice. Twice at most: a request that kills replicas shall not kill them all.
+    # so it may be done twice. Until HAProxy has
+    # noticed the death, the dead one has the fewest connections and may be chosen again, hence several tries.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_HAPROXY_RETRIES": "2",
+    "RAY_SERVE_HAPROXY_RETRIES": "5",
 }
 """Environment of Serve's controller, from which HAProxy's settings are taken."""
 
