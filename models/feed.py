@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 _MASK = (1 << 64) - 1
 _FEISTEL_ROUNDS = 6
-_LENGTH_JITTER = 0.1
+_LENGTH_JITTER = 0.03
 
 
 def mix(*values: int) -> int:

@@ -25,7 +25,7 @@ from pipelines.training import WorkerJob
 from pipelines.workers import train
 
 NAME = "finetune"
-FORMAT = 1
+FORMAT = 2
 
 
 class ScratchEncoder(Settings):

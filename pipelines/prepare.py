@@ -37,18 +37,19 @@ from pipelines.tokenising import TokenisingSettings, TokenizerSettings
 from pipelines.units import Unit, cut, unit_bytes
 
 NAME = "prepare"
-FORMAT = 1
+FORMAT = 2
 
 _PARTITION_BYTES = 2**26
-_CHUNKS_WANTED = 48
-_SMALLEST_CHUNK, _LARGEST_CHUNK = 64, 4096
+# A multiple of 24 chunks deals out evenly to 1, 2, 3, 4, 6 or 8 lanes; large ones let texts of like length meet.
+_CHUNKS_MULTIPLE = 24
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 32, 4096
 
 
 class PrepareSettings(TokenisingSettings, SplittingSettings, CleaningSettings):
     """How the text is cleaned, split and tokenised."""
 
     chunk_rows: int | None = Field(
-        None, ge=1, description="Rows in a chunk; by default, about a 48th of the training set, 64 to 4096."
+        None, ge=1, description="Rows in a chunk; by default, a 24th of the training set or of a part of it, 32 to 4096."
     )
 
 
@@ -109,7 +110,7 @@ def run(task: Task) -> dict[str, Any]:
             _train_tokenizer(task, prepare.tokenizer, counts["train"])
     clock.lap("gather")
 
-    chunk_rows = prepare.chunk_rows or min(max(sum(counts["train"]) // _CHUNKS_WANTED, _SMALLEST_CHUNK), _LARGEST_CHUNK)
+    chunk_rows = prepare.chunk_rows or _chunk_rows(sum(counts["train"]))
     text_bytes = sum(result["text_bytes"] for result in gathered)
     files = file_plan(counts, chunk_rows, text_bytes)
     tokenising = TokenisePass(labels, prepare.max_length, chunk_rows, str(task.work), str(task.out))
@@ -167,6 +168,12 @@ def run(task: Task) -> dict[str, Any]:
     with telling_storage_errors(str(task.out)):
         write_report(task.out / "report.html", task.recipe, metrics, steps, _label_counts(gathered), labels, lengths)
     return metrics
+
+
+def _chunk_rows(rows: int) -> int:
+    """Rows in a chunk of a training set of `rows`."""
+    parts = math.ceil(rows / (_CHUNKS_MULTIPLE * _LARGEST_CHUNK))
+    return max(math.ceil(rows / (_CHUNKS_MULTIPLE * max(parts, 1))), _SMALLEST_CHUNK)
 
 
 class _Clock:
