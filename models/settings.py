@@ -1,9 +1,12 @@
 """The base of every settings model, and the error that tells a user what to mend."""
 
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
+
+
+Part = TypeVar("Part", bound="Settings")
 
 
 class InputError(Exception):
@@ -30,6 +33,11 @@ class Settings(BaseModel):
             for name, field in type(self).model_fields.items()
             if not _is_execution(field)
         }
+
+    def only(self, kind: type[Part]) -> Part:
+        """The fields that come from one of the bases, as that: what a process that knows no more is sent."""
+        values = {name: getattr(self, name) for name in kind.model_fields}
+        return cast(Part, kind.model_construct(_fields_set=None, **values))
 
 
 def _is_execution(field: FieldInfo) -> bool:

@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from models.labels import LabelColumn
-from pipelines.cleaning import clean
+from pipelines.cleaning import CleaningSettings, clean
 from pipelines.decoding import decode
 from pipelines.exchange import read_piece, read_rows, write_bytes, write_rows, write_spill
 from pipelines.prepared import SPLITS
 from pipelines.sieve import REJECTED, Sieve
 from pipelines.sources import DataSettings
 from pipelines.splitting import (
+    SplittingSettings,
     assign_splits,
     digests,
     find_duplicates,
@@ -31,7 +32,7 @@ from pipelines.splitting import (
 from pipelines.tokenising import Encoder
 from pipelines.units import Unit
 
-_FILE_BYTES = 2**24
+_SMALLEST_FILE, _LARGEST_FILE, _FILES_WANTED = 2**20, 2**24, 16
 _SAMPLE_BYTES = 2**25
 
 
@@ -40,23 +41,24 @@ class CleanPass:
     """A unit becomes `clean/NUMBER.spill`, its usable rows by partition, and `clean/NUMBER.rejected`."""
 
     data: DataSettings
-    prepare: Any
+    cleaning: CleaningSettings
+    splitting: SplittingSettings
     partitions: int
     work: str
 
     def __call__(self, number: int, unit: Unit) -> dict[str, Any]:
         decoded = decode(unit, self.data)
         sieve = decoded.sieve
-        clean(sieve, self.data, self.prepare, unit.source.split)
+        clean(sieve, self.data, self.cleaning, unit.source.split)
         table = sieve.table.combine_chunks()
         text = _array(table["text"])
         pair = _array(table["text_pair"]) if self.data.text_pair else None
         high, low = digests(text, pair)
         unique = np.zeros(len(high), np.uint64)
-        if self.prepare.deduplicate == "none":
+        if self.splitting.deduplicate == "none":
             places = (np.uint64(number) << np.uint64(32)) + table["position"].to_numpy().astype(np.uint64)
             unique = mix(places, 1)
-        keys = mix(low ^ unique, self.prepare.seed)
+        keys = mix(low ^ unique, self.splitting.seed)
         table = (
             table.append_column("key", pa.array(keys))
             .append_column("high", pa.array(high))
@@ -113,7 +115,7 @@ class GatherPass:
     """A partition becomes `gather/NUMBER-SPLIT.rows`, in final order, and `gather/NUMBER.rejected`."""
 
     data: DataSettings
-    prepare: Any
+    splitting: SplittingSettings
     given: frozenset[int]
     """The splits that some rows come with."""
     work: str
@@ -124,9 +126,9 @@ class GatherPass:
             return {"rows": {}, "labels": {}, "dropped": {}, "conflicts": 0, "text_bytes": 0, "rejected": 0}
         result: dict[str, Any] = {"dropped": {}, "conflicts": 0, "rejected": 0}
         folder = UPath(self.work) / "gather"
-        if self.prepare.deduplicate == "exact":
+        if self.splitting.deduplicate == "exact":
             table = self._deduplicate(table, result, folder / f"{partition:06d}.rejected")
-        split = assign_splits(table["high"].to_numpy(), table["given"].to_numpy(), self.given, self.prepare)
+        split = assign_splits(table["high"].to_numpy(), table["given"].to_numpy(), self.given, self.splitting)
         order = np.lexsort((table["row"].to_numpy(), table["key"].to_numpy()))
         names = [name for name in table.column_names if name not in ("key", "high", "low", "given", "file", "line")]
         result |= {"rows": {}, "labels": {}, "text_bytes": int(_array(table["text"]).nbytes)}
@@ -249,13 +251,14 @@ def _encoder(out: str, max_length: int) -> Encoder:
 
 
 def file_plan(counts: dict[str, list[int]], chunk_rows: int, text_bytes: int) -> list[OutputFile]:
-    """The output files: of each split's rows, in order, as many whole chunks as make about 16 MiB of text.
+    """The output files: about 16 of them or more, each of whole chunks that follow one another in a split and hold 1 to 16 MiB.
 
     `counts` has the rows of each split in each partition.
     """
     total = sum(map(sum, counts.values()))
     chunk_bytes = max(text_bytes / max(total, 1) * chunk_rows, 1)
-    file_rows = max(round(_FILE_BYTES / chunk_bytes), 1) * chunk_rows
+    file_bytes = min(max(text_bytes // _FILES_WANTED, _SMALLEST_FILE), _LARGEST_FILE)
+    file_rows = max(round(file_bytes / chunk_bytes), 1) * chunk_rows
     files = []
     for split, rows in counts.items():
         ends = np.cumsum(rows).tolist()

@@ -92,12 +92,14 @@ def run(task: Task) -> dict[str, Any]:
     clock.lap("look")
 
     partitions = max(1, math.ceil(sum(source.size for source in sources) / _PARTITION_BYTES))
-    cleaning = CleanPass(settings.data, prepare, partitions, str(task.work))
+    # Of the settings each pass gets its own part: to load this module costs a worker seconds.
+    splitting = prepare.only(SplittingSettings)
+    cleaning = CleanPass(settings.data, prepare.only(CleaningSettings), splitting, partitions, str(task.work))
     cleaned = run_parts("clean", units, cleaning, task.work / "clean", task.progress)
     clock.lap("clean")
 
     given = frozenset(code for result in cleaned for code in result["given"])
-    gathering = GatherPass(settings.data, prepare, given, str(task.work))
+    gathering = GatherPass(settings.data, splitting, given, str(task.work))
     pieces = pieces_of(units, cleaned, partitions)
     gathered = run_parts("gather", pieces, gathering, task.work / "gather", task.progress)
     steps = _step_counts(cleaned + gathered)
