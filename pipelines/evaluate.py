@@ -21,14 +21,14 @@ from cluster.store import telling_storage_errors, write_whole
 from models.engine import Precision
 from models.labels import LabelColumn
 from models.settings import InputError, Settings
-from pipelines.baseline import measure_baseline
-from pipelines.evaluation_report import write_report
-from pipelines.measuring import Evaluation, measure
+from pipelines.evaluating.baseline import measure_baseline
+from pipelines.evaluating.measuring import Evaluation, measure
+from pipelines.evaluating.model_card import write_model_card
+from pipelines.evaluating.report import write_report
+from pipelines.evaluating.scoring import Scored, score
 from pipelines.metrics import check_metric, metric_of, metric_problem
-from pipelines.model_card import write_model_card
-from pipelines.predictions import class_names, prediction_columns
+from pipelines.predicting.predictions import class_names, prediction_columns
 from pipelines.prepared import Prepared
-from pipelines.scoring import Scored, score
 from pipelines.stage import Task
 
 NAME = "evaluate"

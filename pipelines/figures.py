@@ -17,7 +17,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from pipelines.calibration import Reliability
+from pipelines.evaluating.calibration import Reliability
 
 # Stands for the page's text colour while matplotlib draws; SVG calls that currentColor.
 _INK = "#010203"

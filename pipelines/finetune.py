@@ -14,15 +14,15 @@ from models.labels import LabelColumn
 from models.objectives import balanced_weights
 from models.settings import InputError, Settings, execution
 from models.training import Precision
-from pipelines.finetune_report import write_report
-from pipelines.lanes import read_labels
 from pipelines.metrics import check_metric, labelled
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_identity
 from pipelines.stage import Task
-from pipelines.trackers import TrackerName
-from pipelines.training import WorkerJob
-from pipelines.workers import train
+from pipelines.training.lanes import read_labels
+from pipelines.training.report import write_report
+from pipelines.training.trackers import TrackerName
+from pipelines.training.worker import WorkerJob
+from pipelines.training.workers import train
 
 NAME = "finetune"
 FORMAT = 2

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from models.labels import LabelColumn, spans
 from models.settings import InputError
-from pipelines.calibration import Floats, log_loss, probabilities, reliability
+from pipelines.evaluating.calibration import Floats, log_loss, probabilities, reliability
 
 Labels = npt.NDArray[Any]
 

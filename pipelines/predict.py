@@ -5,8 +5,8 @@ part each and write it below `OUT.partial`. At the end the parts are joined, in 
 output, which appears whole or not at all. After a crash the same command answers only the parts that are missing:
 a part's rows are decided by the source alone. On several machines OUT must be where all of them can write.
 
-The output has the source's columns and those of `pipelines.predictions`, and `truncated`: whether the text was cut.
-Rows without a text keep their place, with null answers.
+The output has the source's columns and those of `pipelines.predicting.predictions`, and `truncated`: whether the
+text was cut. Rows without a text keep their place, with null answers.
 """
 
 import hashlib
@@ -34,11 +34,13 @@ from models.engine import Encoded, Precision, load_engine
 from models.labels import total_classes
 from models.settings import InputError
 from pipelines.locate import identity
-from pipelines.predictions import prediction_columns
+from pipelines.predicting.predictions import prediction_columns
+from pipelines.predicting.whole_output import Kind, kind_of, whole_output
+from pipelines.preparing.data import DataSettings
+from pipelines.preparing.formats import Source
+from pipelines.preparing.sources import find_sources, sources_identity
+from pipelines.preparing.tables import as_text, conform, read_schema, read_tables, unified_schema, write_parquet
 from pipelines.progress import Progress
-from pipelines.sources import DataSettings, Source, find_sources, sources_identity
-from pipelines.tables import as_text, conform, read_schema, read_tables, unified_schema, write_parquet
-from pipelines.whole_output import Kind, kind_of, whole_output
 
 PART_ROWS = 2048
 _FORMAT = 1

@@ -23,18 +23,22 @@ from pydantic import Field
 from cluster.store import telling_storage_errors, write_whole
 from models.settings import InputError, Settings
 from models.text import TextSettings
-from pipelines.cleaning import CleaningSettings
-from pipelines.dataset_tokenizer import copy_tokenizer, tokenizer_identity, train_tokenizer
 from pipelines.parts import run_parts
-from pipelines.passes import CleanPass, GatherPass, TokenisePass, file_plan, pieces_of, sample_texts, write_rejected
-from pipelines.prepare_report import write_report
 from pipelines.prepared import INDEX, SPLITS, Index, SplitFile, SplitIndex
-from pipelines.sieve import STEPS
-from pipelines.sources import DataSettings, find_sources, sources_identity
-from pipelines.splitting import SplittingSettings
+from pipelines.preparing.clean_pass import CleanPass
+from pipelines.preparing.cleaning import CleaningSettings
+from pipelines.preparing.data import DataSettings
+from pipelines.preparing.dataset_tokenizer import copy_tokenizer, tokenizer_identity, train_tokenizer
+from pipelines.preparing.gather_pass import GatherPass, pieces_of, sample_texts
+from pipelines.preparing.rejected import write_rejected
+from pipelines.preparing.report import write_report
+from pipelines.preparing.sieve import STEPS
+from pipelines.preparing.sources import find_sources, sources_identity
+from pipelines.preparing.splitting import SplittingSettings
+from pipelines.preparing.tokenise_pass import TokenisePass, file_plan
+from pipelines.preparing.tokenising import TokenisingSettings, TokenizerSettings
+from pipelines.preparing.units import Unit, cut, unit_bytes
 from pipelines.stage import Task
-from pipelines.tokenising import TokenisingSettings, TokenizerSettings
-from pipelines.units import Unit, cut, unit_bytes
 
 NAME = "prepare"
 FORMAT = 2
@@ -49,7 +53,9 @@ class PrepareSettings(TokenisingSettings, SplittingSettings, CleaningSettings):
     """How the text is cleaned, split and tokenised."""
 
     chunk_rows: int | None = Field(
-        None, ge=1, description="Rows in a chunk; by default, a 24th of the training set or of a part of it, 32 to 4096."
+        None,
+        ge=1,
+        description="Rows in a chunk; by default, a 24th (or 48th ...) of the training set, 32 to 4096.",
     )
 
 

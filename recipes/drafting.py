@@ -11,7 +11,7 @@ import yaml
 
 from models.settings import InputError
 from pipelines.locate import locate
-from pipelines.sources import split_name
+from pipelines.preparing.data import split_name
 from recipes.inspecting import Column, Sample, look
 
 _LABEL_NAMES = re.compile(r"label|class|categor|sentiment|topic|intent|target|emotion|stars|rating|polarity", re.I)

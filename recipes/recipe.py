@@ -5,8 +5,9 @@ from pydantic import Field, model_validator
 from models.settings import Settings, execution
 from pipelines.evaluate import EvaluateSettings
 from pipelines.finetune import FinetuneSettings, ScratchEncoder
+from pipelines.metrics import metric_problem
 from pipelines.prepare import PrepareSettings
-from pipelines.sources import DataSettings
+from pipelines.preparing.data import DataSettings
 from serve.settings import ServeSettings
 
 
@@ -34,4 +35,9 @@ class Recipe(Settings):
             )
         if missing := set(self.evaluate.slices) - set(self.data.columns):
             raise ValueError(f"evaluate.slices: {', '.join(sorted(missing))} is not kept by data.columns")
+        columns = {label.column: label.multi for label in self.data.labels}
+        named = [("finetune.metric", self.finetune.metric), *(("evaluate.gate", name) for name in self.evaluate.gate)]
+        for setting, name in named:
+            if problem := metric_problem(name, columns):
+                raise ValueError(f"{setting}: {problem}")
         return self

@@ -16,12 +16,13 @@ from upath import UPath
 
 from models.labels import LabelColumn
 from models.settings import InputError
-from pipelines import evaluate, scoring
-from pipelines.calibration import probabilities
+from pipelines import evaluate
 from pipelines.evaluate import EvaluateSettings, GateError
+from pipelines.evaluating import scoring
+from pipelines.evaluating.calibration import probabilities
+from pipelines.evaluating.scoring import score
 from pipelines.prepared import Prepared
 from pipelines.progress import Progress
-from pipelines.scoring import score
 from pipelines.stage import Task
 from tests.pipelines.tiny import MOOD, TOPIC, artifact, make_classifier, make_prepared
 

@@ -13,9 +13,10 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification
 
-from cluster.store import Artifact, Store
+from cluster.store import Artifact, ClusterError, Store
 from models.classifier import load
 from models.settings import InputError
 from pipelines import finetune
@@ -98,7 +99,8 @@ def killing_a_worker(work: Path) -> Iterator[list[int]]:
         end = time.monotonic() + 120
         while not killed and time.monotonic() < end:
             time.sleep(0.05)
-            if any(work.glob("train/checkpoint_*/state.json")) and (victims := training_workers()):
+            # Before Ray Train has written this, it does not know of a checkpoint.
+            if (work / "train" / "checkpoint_manager_snapshot.json").exists() and (victims := training_workers()):
                 os.kill(victims[-1].pid, signal.SIGKILL)
                 killed.append(victims[-1].pid)
 
@@ -117,6 +119,24 @@ def test_a_killed_worker_changes_nothing(store: Store, prepared: Artifact, encod
         finetune.run(task)
     assert killed
     assert_same_run(task, calm)
+
+
+def test_a_run_broken_off_goes_on_from_there_with_other_workers(
+    store: Store, prepared: Artifact, encoder: Path, ray_session: None
+) -> None:
+    common: dict[str, Any] = {"encoder": str(encoder), "epochs": 12, "checkpoint_seconds": 0.3}
+    calm = make_task(store, prepared, "calm-again", workers=2, **common)
+    finetune.run(calm)
+    broken = make_task(store, prepared, "broken-off", workers=1, max_failures=0, **common)
+    with killing_a_worker(Path(broken.work.path)) as killed, pytest.raises(ClusterError, match="to go on"):
+        finetune.run(broken)
+    assert killed
+    went_on = make_task(store, prepared, "broken-off", workers=3, trackers=("tensorboard",), **common)
+    finetune.run(went_on)
+    assert_same_run(went_on, calm)
+    (event_file,) = Path((went_on.out / "tensorboard").path).iterdir()
+    curves = EventAccumulator(str(event_file)).Reload()
+    assert curves.Scalars("train/loss")[0].step > 1, "it began at the beginning"
 
 
 def test_the_result_loads_as_any_classifier(undisturbed: Task) -> None:

@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 
 from models.labels import LabelColumn
 from models.settings import InputError
-from pipelines.calibration import fit_temperature, log_loss, probabilities, reliability
+from pipelines.evaluating.calibration import fit_temperature, log_loss, probabilities, reliability
 from pipelines.metrics import METRICS, check_metric, classification_metrics, metric_of, metric_problem
 
 COLOUR = LabelColumn(name="colour", classes=("blue", "green", "red"))

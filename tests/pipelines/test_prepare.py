@@ -24,8 +24,8 @@ from models.settings import InputError
 from pipelines import prepare
 from pipelines.prepare import PrepareSettings, PrepareStageSettings
 from pipelines.prepared import Prepared
+from pipelines.preparing.data import DataSettings
 from pipelines.progress import Progress
-from pipelines.sources import DataSettings
 from pipelines.stage import Task
 from tests.making import make_encoder
 
@@ -126,8 +126,8 @@ def test_the_order_is_of_the_seed_not_of_the_partitions(
     source = {"source": write_jsonl(tmp_path / "a.jsonl", salad(2, 500))}
     _, one = run(settings(encoder, source), tmp_path / "one")
     monkeypatch.setattr(prepare, "_PARTITION_BYTES", 4000)
-    monkeypatch.setattr("pipelines.units._SMALLEST", 5000)
-    monkeypatch.setattr("pipelines.passes._FILE_BYTES", 3000)
+    monkeypatch.setattr("pipelines.preparing.units._SMALLEST", 5000)
+    monkeypatch.setattr("pipelines.preparing.tokenise_pass._SMALLEST_FILE", 3000)
     _, many = run(settings(encoder, source), tmp_path / "many")
     assert len(many.index.splits["train"].files) > 3
     for split in ("train", "validation", "test"):
@@ -327,7 +327,7 @@ def test_killed_and_run_again_it_is_the_same(
 
 
 def test_many_units_and_files_lose_nothing(tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.units._SMALLEST", 2000)
+    monkeypatch.setattr("pipelines.preparing.units._SMALLEST", 2000)
     rows = salad(11, 400, 40)
     (tmp_path / "many").mkdir()
     for number in range(0, 400, 100):

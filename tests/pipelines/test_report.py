@@ -10,7 +10,7 @@ from upath import UPath
 
 from cluster.store import ClusterError
 from pipelines import figures
-from pipelines.calibration import reliability
+from pipelines.evaluating.calibration import reliability
 from pipelines.report import Figure, Section, Table, Text, render
 
 HOSTILE = "<script>alert('x')</script> $\\frac{1}$ & 新闻"

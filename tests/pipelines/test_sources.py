@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from models.settings import InputError
-from pipelines.decoding import decode
-from pipelines.sources import DataSettings, find_sources, sources_identity
-from pipelines.units import Unit, cut, last_record_end
+from pipelines.preparing.data import DataSettings
+from pipelines.preparing.decoding import decode
+from pipelines.preparing.sources import find_sources, sources_identity
+from pipelines.preparing.units import Unit, cut, last_record_end
 
 ROWS = [
     {"text": "It works, really", "label": "good", "stars": 5},

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from upath import UPath
 
-from pipelines.trackers import tracking
+from pipelines.training.trackers import tracking
 
 SETTINGS = {"learning_rate": 1e-4}
 

@@ -92,6 +92,8 @@ def test_the_last_of_two_overrides_holds(recipe: Path) -> None:
         ("name=Two Words", 'name must match ^[a-z0-9][a-z0-9_-]*$, not "Two Words".'),
         ("finetune.workers=9", "9 workers need as many lanes, but finetune.lanes is 4"),
         ("evaluate.slices=[region]", "region is not kept by data.columns"),
+        ("evaluate.gate={acuracy: 0.8}", "did you mean accuracy?"),
+        ("finetune.metric=other.macro_f1", "finetune.metric: 'other.macro_f1' is no metric here"),
         ("finetune.epochs=${nope}", "finetune.epochs: Interpolation key 'nope' not found"),
         ("finetune.epochs=[1", "the override 'finetune.epochs=[1' cannot be applied"),
         ("finetune.epochs", "is no override: write KEY=VALUE, for example finetune.epochs=3."),

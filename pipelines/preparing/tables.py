@@ -19,8 +19,8 @@ from upath import UPath
 
 from cluster.store import is_local
 from models.settings import InputError
-from pipelines.pickles import load_plain_columns
-from pipelines.sources import Source, delimiter_of
+from pipelines.preparing.formats import Source, delimiter_of
+from pipelines.preparing.pickles import load_plain_columns
 
 T = TypeVar("T")
 

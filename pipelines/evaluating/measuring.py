@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.labels import LabelColumn, spans
-from pipelines.calibration import Reliability, fit_temperature, probabilities, reliability
+from pipelines.evaluating.calibration import Reliability, fit_temperature, probabilities, reliability
+from pipelines.evaluating.scoring import Scored
 from pipelines.metrics import (
     ClassScores,
     class_scores,
@@ -19,7 +20,6 @@ from pipelines.metrics import (
     labelled,
     truth,
 )
-from pipelines.scoring import Scored
 
 SMALL_SLICE = 50
 """Slices with fewer labelled rows say little, and are marked."""

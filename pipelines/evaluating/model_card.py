@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cluster.store import telling_storage_errors, write_whole
-from pipelines.measuring import SMALL_SLICE, Evaluation
+from pipelines.evaluating.measuring import SMALL_SLICE, Evaluation
 from pipelines.prepared import Index
 from pipelines.report import TEMPLATE_FOLDER
 from pipelines.stage import Task

@@ -8,9 +8,9 @@ import torch.distributed as dist
 
 from models.labels import LabelColumn, total_classes
 from models.training import LaneTrainer, autocast
-from pipelines.lanes import Chunk, read_chunk
 from pipelines.metrics import classification_metrics
 from pipelines.prepared import Prepared
+from pipelines.training.lanes import Chunk, read_chunk
 
 _BATCH_TEXTS = 32
 

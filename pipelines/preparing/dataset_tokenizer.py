@@ -12,7 +12,7 @@ from upath import UPath
 from cluster.store import upload_tree
 from models.settings import InputError
 from pipelines.locate import identity, locate
-from pipelines.tokenising import TokenizerSettings
+from pipelines.preparing.tokenising import TokenizerSettings
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from models.checkpoints import load_state, save_state
 from models.encoders import set_training
 from models.training import LaneTrainer
-from pipelines.trackers import Tracker
+from pipelines.training.trackers import Tracker
 
 _NEWS_SECONDS = 0.5
 

@@ -16,9 +16,9 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
 
 from models.labels import LabelColumn
+from pipelines.evaluating.scoring import label_arrays
 from pipelines.metrics import decision_metrics, labelled, truth
 from pipelines.prepared import Prepared
-from pipelines.scoring import label_arrays
 
 TRAIN_ROWS = 100_000
 """Rows it learns from at most: the first of the (shuffled) training set."""

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from pipelines.pickles import load_plain_columns
-from pipelines.sieve import Sieve
-from pipelines.sources import DataSettings, Source, csv_reader, delimiter_of
-from pipelines.units import Unit
+from pipelines.preparing.data import DataSettings
+from pipelines.preparing.formats import Source, csv_reader, delimiter_of
+from pipelines.preparing.pickles import load_plain_columns
+from pipelines.preparing.sieve import Sieve
+from pipelines.preparing.units import Unit
 
 csv.field_size_limit(2**31 - 1)
 

@@ -9,7 +9,8 @@ from upath import UPath
 
 from models.settings import InputError
 from pipelines.locate import identity
-from pipelines.sources import HUB, split_name
+from pipelines.preparing.data import split_name
+from pipelines.preparing.sources import HUB
 
 _REFERENCE = re.compile(rf"{HUB}(?P<name>[^@]+)(@(?P<revision>[^@]+))?")
 _SHARD_ROWS = 50_000

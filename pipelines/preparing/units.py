@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.settings import InputError
-from pipelines.sources import Source, delimiter_of
+from pipelines.preparing.formats import Source, delimiter_of
 
 _SMALLEST, _LARGEST, _WANTED = 2**20, 2**25, 64
 _LONGEST_RECORD = 2**26
@@ -34,6 +34,17 @@ class Unit:
 def unit_bytes(sources: list[Source]) -> int:
     """How large units are: 64 of them, but each between 1 and 32 MiB."""
     return min(max(sum(source.size for source in sources) // _WANTED, _SMALLEST), _LARGEST)
+
+
+def first_lines(units: list[Unit], cleaned: list[dict[str, Any]]) -> list[int]:
+    """The line of its file at which each unit begins, from 0; units of tables count lines in the file already."""
+    lines: list[int] = []
+    seen: dict[tuple[str, str | None], int] = {}
+    for unit, result in zip(units, cleaned, strict=True):
+        key = (unit.source.path, unit.source.split)
+        lines.append(seen.get(key, unit.source.header_lines))
+        seen[key] = lines[-1] + result["lines"]
+    return lines
 
 
 def cut(source: Source, target: int, quotes: bool) -> list[tuple[int, int]]:

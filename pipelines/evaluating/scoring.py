@@ -21,9 +21,9 @@ from cluster.store import local_copy
 from models.engine import Encoded, Precision, TorchEngine, load_engine
 from models.labels import LabelColumn, total_classes
 from models.settings import InputError
-from pipelines.lanes import read_labels
 from pipelines.prepared import Prepared
 from pipelines.progress import Progress, Step
+from pipelines.training.lanes import read_labels
 
 IN_PROCESS_ROWS = 10_000
 _TASK_ROWS = 2_000

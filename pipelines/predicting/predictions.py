@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from models.labels import LabelColumn, spans
-from pipelines.calibration import Floats, probabilities
+from pipelines.evaluating.calibration import Floats, probabilities
 from pipelines.metrics import decide
 
 

@@ -1,7 +1,6 @@
 """The cleaning steps between decoding and duplicates: where, repair, normalise, length, labels."""
 
 import re
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +9,11 @@ from pydantic import Field
 
 from models.settings import InputError
 from models.text import TextSettings, normalise, repair
-from pipelines.decoding import internal_name
 from pipelines.prepared import SPLITS
-from pipelines.sieve import Sieve, mask
-from pipelines.sources import DataSettings, LabelSettings, split_name
+from pipelines.preparing.data import DataSettings, LabelSettings, split_name
+from pipelines.preparing.decoding import internal_name
+from pipelines.preparing.exchange import whole
+from pipelines.preparing.sieve import Sieve, mask
 
 _MOST_CLASSES = 10_000
 
@@ -42,9 +42,9 @@ def clean(sieve: Sieve, settings: DataSettings, cleaning: CleaningSettings, give
     for column in texts:
         sieve.drop("length", ~mask(pc.is_valid(sieve.table[column])), f"the {column} is missing")
         if cleaning.repair:
-            sieve.replace("repair", column, repair(_whole(sieve.table[column])))
+            sieve.replace("repair", column, repair(whole(sieve.table[column])))
         if cleaning.normalise != "none":
-            sieve.replace("normalise", column, normalise(_whole(sieve.table[column]), cleaning.normalise))
+            sieve.replace("normalise", column, normalise(whole(sieve.table[column]), cleaning.normalise))
     _length(sieve, cleaning, texts)
     _labels(sieve, settings)
     _given(sieve, settings, given)
@@ -54,17 +54,13 @@ def clean(sieve: Sieve, settings: DataSettings, cleaning: CleaningSettings, give
     sieve.table = pa.table(columns)
 
 
-def _whole(column: Any) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
 def _where(sieve: Sieve, settings: DataSettings) -> None:
     for column, pattern in settings.where.items():
         try:
             search = re.compile(pattern).search
         except re.error as error:
             raise InputError(f"data.where.{column}: {pattern!r} is no regular expression: {error}.") from error
-        cells = _whole(sieve.table[internal_name(column, settings)]).to_pylist()
+        cells = whole(sieve.table[internal_name(column, settings)]).to_pylist()
         bad = np.array(
             [cell is None or not search(cell if isinstance(cell, str) else str(cell)) for cell in cells], bool
         )
@@ -73,7 +69,7 @@ def _where(sieve: Sieve, settings: DataSettings) -> None:
 
 def _length(sieve: Sieve, cleaning: CleaningSettings, texts: list[str]) -> None:
     """Drops rows whose text (both parts of a pair together: a headline may lack its article) is too short or long."""
-    lengths = np.sum([_whole(pc.utf8_length(sieve.table[column])).to_numpy() for column in texts], axis=0)
+    lengths = np.sum([whole(pc.utf8_length(sieve.table[column])).to_numpy() for column in texts], axis=0)
     short, long = lengths < cleaning.min_characters, lengths > cleaning.max_characters
     reasons = [
         "the text is empty"
@@ -88,7 +84,7 @@ def _length(sieve: Sieve, cleaning: CleaningSettings, texts: list[str]) -> None:
 
 def _labels(sieve: Sieve, settings: DataSettings) -> None:
     for label in settings.labels:
-        column = _whole(sieve.table[internal_name(label.column, settings)])
+        column = whole(sieve.table[internal_name(label.column, settings)])
         values = _multi_label(column, label) if label.multi else _single_label(column, label)
         sieve.table = sieve.table.append_column(f"label:{label.column}", values)
     for label in settings.labels:
@@ -121,7 +117,7 @@ def _multi_label(column: pa.Array, label: LabelSettings) -> pa.Array:
     """Lists of classes, sorted and each once. An empty cell has none of the classes; a null one is missing."""
     if pa.types.is_string(column.type):
         column = pc.split_pattern(column, label.separator)
-    flat = _renamed(_whole(column.flatten()), label).to_pylist()
+    flat = _renamed(whole(column.flatten()), label).to_pylist()
     offsets = np.concatenate([[0], np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy())])
     lists = [
         sorted({name for name in flat[start:stop] if name}) if valid else None
@@ -133,7 +129,7 @@ def _multi_label(column: pa.Array, label: LabelSettings) -> pa.Array:
 def _drop_unknown(sieve: Sieve, label: LabelSettings) -> None:
     if label.classes is None:
         return
-    column = _whole(sieve.table[f"label:{label.column}"])
+    column = whole(sieve.table[f"label:{label.column}"])
     known = pa.array(label.classes, pa.string())
     if label.multi:
         cells = column.to_pylist()
@@ -152,7 +148,7 @@ def _given(sieve: Sieve, settings: DataSettings, given: str | None) -> None:
         codes = np.full(len(sieve.table), SPLITS.index(given) if given else -1, np.int8)
         sieve.table = sieve.table.append_column("given", pa.array(codes))
         return
-    cells = _whole(sieve.table[internal_name(settings.split, settings)]).to_pylist()
+    cells = whole(sieve.table[internal_name(settings.split, settings)]).to_pylist()
     names = [split_name(cell) if isinstance(cell, str) else None for cell in cells]
     codes = np.array([SPLITS.index(name) if name else -1 for name in names], np.int8)
     sieve.table = sieve.table.append_column("given", pa.array(codes))

@@ -20,10 +20,10 @@ from upath import UPath
 
 from cluster.store import ClusterError, is_local
 from models.settings import InputError
-from pipelines.bulletin import Bulletin
-from pipelines.fitting import FitState
 from pipelines.progress import Progress
-from pipelines.training import WorkerJob, train_lanes
+from pipelines.training.bulletin import Bulletin
+from pipelines.training.fitting import FitState
+from pipelines.training.worker import WorkerJob, train_lanes
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Outcome:
 
 
 class RayReporter:
-    """Carries checkpoints through Ray Train and news to the bulletin (`pipelines.fitting.Reporter`)."""
+    """Carries checkpoints through Ray Train and news to the bulletin (`pipelines.training.fitting.Reporter`)."""
 
     def __init__(self, bulletin: Any, rank: int) -> None:
         self._bulletin, self._rank = bulletin, rank

@@ -19,13 +19,13 @@ from models.encoders import build_classifier
 from models.feed import Feed
 from models.objectives import ClassificationObjective
 from models.training import LaneTrainer, build_optimizer, build_schedule
-from pipelines.fitting import FitState, Reporter, fit, restored
-from pipelines.lanes import LaneReader, read_chunk
 from pipelines.metrics import metric_of
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
-from pipelines.trackers import tracking
-from pipelines.validating import validation_metrics
+from pipelines.training.fitting import FitState, Reporter, fit, restored
+from pipelines.training.lanes import LaneReader, read_chunk
+from pipelines.training.trackers import tracking
+from pipelines.training.validating import validation_metrics
 
 if TYPE_CHECKING:
     from pipelines.finetune import FinetuneSettings

@@ -7,11 +7,11 @@ import pyarrow as pa
 
 from models.labels import LabelColumn, spans
 from pipelines import figures
-from pipelines.calibration import probabilities
-from pipelines.measuring import SMALL_SLICE, ColumnEvaluation, Evaluation
+from pipelines.evaluating.calibration import probabilities
+from pipelines.evaluating.measuring import SMALL_SLICE, ColumnEvaluation, Evaluation
+from pipelines.evaluating.scoring import Scored
 from pipelines.metrics import decide, labelled
 from pipelines.report import Cell, Figure, Section, Table, Text, render
-from pipelines.scoring import Scored
 from pipelines.stage import Task
 
 _MISTAKES = 20

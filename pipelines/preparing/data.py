@@ -1,0 +1,77 @@
+"""The settings that name the labelled text and say how to read it."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from models.settings import Settings
+
+Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "datasets", "pickle"]
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+class LabelSettings(Settings):
+    """One column to predict."""
+
+    column: str = Field(description="The column's name in the source.")
+    multi: bool = Field(False, description="Whether a text may have any number of the classes.")
+    separator: str = Field(",", description="What stands between a multi-label cell's classes, in text formats.")
+    classes: tuple[str, ...] | None = Field(
+        None, description="The known classes; a row with another is rejected. By default, all that occur."
+    )
+    names: dict[str, str] = Field({}, description="New names for values, for example {'0': negative, '1': positive}.")
+
+
+class DataSettings(Settings):
+    """Where the text and its labels are."""
+
+    source: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] = Field(
+        description="A path, glob, URL, `hub://OWNER/NAME` (`@REVISION` pins it) or `package://NAME/PATH`, a list of "
+        "them, or a mapping of train, validation and test to them where the split is given."
+    )
+    format: Format = Field("auto", description="How the files are written; by default, told by their names.")
+    text: str = Field("text", description="The column with the text.")
+    text_pair: str | None = Field(None, description="The column with the second text, for pairs.")
+    labels: tuple[LabelSettings, ...] = Field((), description="The columns to predict; a bare name will do.")
+    columns: tuple[str, ...] = Field((), description="Further columns to keep, for slices in the evaluation.")
+    where: dict[str, str] = Field(
+        {}, description="Keeps only rows whose column matches (anywhere) a regular expression."
+    )
+    skip_rows: int = Field(0, ge=0, description="Lines to skip after the header of csv and tsv files.")
+    quotes: bool = Field(True, description='Whether fields of csv and tsv files may be quoted with ".')
+    undecodable: Literal["reject", "replace"] = Field(
+        "reject", description="What becomes of rows that are not UTF-8: rejected, or the wrong bytes replaced (U+FFFD)."
+    )
+    split: str | None = Field(None, description="The column that names each row's split, where the data has one.")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _bare_names(cls, value: object) -> object:
+        if isinstance(value, str | dict):
+            value = (value,)
+        if isinstance(value, list | tuple):
+            return tuple({"column": item} if isinstance(item, str) else item for item in value)
+        return value
+
+    @property
+    def used_columns(self) -> tuple[str, ...]:
+        """The columns that are read, each once."""
+        pair = [self.text_pair] if self.text_pair else []
+        split = [self.split] if self.split else []
+        labels = [label.column for label in self.labels]
+        return tuple(dict.fromkeys([self.text, *pair, *labels, *self.columns, *self.where, *split]))
+
+
+def split_name(value: str) -> str | None:
+    """train, validation or test for any of their usual spellings, else None."""
+    return _SPLIT_NAMES.get(value.strip().lower())

@@ -1,0 +1,201 @@
+"""One file to read: its format, its columns, where its rows begin."""
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+from upath import UPath
+
+from models.settings import InputError
+from pipelines.prepared import SPLITS
+from pipelines.preparing.data import DataSettings, split_name
+from pipelines.preparing.pickles import load_plain_columns
+
+EXTENSIONS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".txt": "text",
+    ".text": "text",
+    ".pkl": "pickle",
+    ".pickle": "pickle",
+}
+"""The format that a file's name tells."""
+_HEAD = 2**20
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file (or folder saved by `datasets`) to read, and what was learned by looking at its beginning."""
+
+    path: str
+    format: str
+    size: int
+    """Bytes."""
+    split: str | None = None
+    """The split that the recipe gives it."""
+    columns: tuple[str, ...] = ()
+    rows: int = 0
+    """For formats that tell: parquet, datasets, pickle."""
+    header_bytes: int = 0
+    header_lines: int = 0
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+    """Names of integer classes, where the file records them (the ClassLabel of `datasets`)."""
+
+    def open(self) -> Any:
+        """The file's bytes.
+
+        Raises:
+            InputError: it cannot be read on this node.
+        """
+        path = UPath(self.path)
+        try:
+            return path.fs.open(path.path, "rb")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read on the node {platform.node()}: {error}.") from error
+
+
+def saved_by_datasets(path: UPath) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+
+
+def look(path: UPath, settings: DataSettings, split: str | None) -> list[Source]:
+    """A file, or each split in a folder saved by `datasets`, with what its beginning tells.
+
+    Raises:
+        InputError: it is empty, or not of the format that it should be.
+    """
+    kind = settings.format
+    if kind == "auto":
+        kind = "datasets" if path.is_dir() else EXTENSIONS.get(path.suffix.lower(), "unknown")  # type: ignore[assignment]
+    if kind == "datasets":
+        return _datasets(path, split)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a {kind} file.")
+    size = int(path.stat().st_size)
+    if size == 0:
+        raise InputError(f"{path} is empty.")
+    match kind:
+        case "csv" | "tsv":
+            return [_separated(path, kind, size, settings, split)]
+        case "jsonl":
+            return [_jsonl(path, size, split)]
+        case "text":
+            return [Source(str(path), kind, size, split, ("text",))]
+        case "parquet":
+            return [look_at_parquet(path, split)]
+        case "pickle":
+            columns = load_plain_columns(path)
+            rows = len(next(iter(columns.values()), []))
+            return [Source(str(path), kind, size, split, tuple(columns), rows)]
+    known = ", ".join(dict.fromkeys(EXTENSIONS.values()))
+    raise InputError(f"{path}: its name does not tell the format; set data.format to one of {known}.")
+
+
+def csv_reader(lines: Iterable[str], format_: str, quotes: bool) -> Any:
+    """A reader of csv or tsv lines; all of Shoal reads them by these rules."""
+    quoting: Literal[0, 3] = 0 if quotes else 3
+    return csv.reader(lines, delimiter=delimiter_of(format_), quoting=quoting)
+
+
+def delimiter_of(format_: str) -> str:
+    """What stands between the fields of csv and tsv files."""
+    return "\t" if format_ == "tsv" else ","
+
+
+def _separated(path: UPath, kind: str, size: int, settings: DataSettings, split: str | None) -> Source:
+    with path.fs.open(path.path, "rb") as stream:
+        head = stream.read(_HEAD)
+    bom = len(b"\xef\xbb\xbf") if head.startswith(b"\xef\xbb\xbf") else 0
+    lines = io.StringIO(head[bom:].decode("utf-8", "replace"), newline="\n")
+    reader = csv_reader(lines, kind, settings.quotes)
+    try:
+        columns = [name.strip() for name in next(reader)]
+    except (StopIteration, csv.Error) as error:
+        raise InputError(f"{path} has no readable header: its first line must name the columns.") from error
+    header_lines = reader.line_num + settings.skip_rows
+    end = bom
+    for _ in range(header_lines):
+        newline = head.find(b"\n", end)
+        end = len(head) if newline < 0 else newline + 1
+    if len(head) == _HEAD and end == len(head):
+        raise InputError(f"{path} has no header: its first {_HEAD:,} bytes hold no end of a line.")
+    if twice := next((name for name in columns if columns.count(name) > 1 and name in settings.used_columns), None):
+        raise InputError(f"{path} names the column {twice!r} twice in its header.")
+    return Source(str(path), kind, size, split, tuple(columns), 0, end, header_lines)
+
+
+def _jsonl(path: UPath, size: int, split: str | None) -> Source:
+    with path.fs.open(path.path, "rb") as stream:
+        head = stream.read(_HEAD)
+    keys: dict[str, None] = {}
+    for line in head.splitlines()[:1000]:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            keys.update(dict.fromkeys(value))
+    if not keys:
+        raise InputError(f"{path} is not jsonl: its beginning holds no line that is a JSON object.")
+    return Source(str(path), "jsonl", size, split, tuple(keys))
+
+
+def look_at_parquet(path: UPath, split: str | None) -> Source:
+    """A Parquet file, with what its footer tells.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        with path.fs.open(path.path, "rb") as stream:
+            file = pq.ParquetFile(stream)
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}.") from error
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    size = int(path.stat().st_size)
+    return Source(str(path), "parquet", size, split, tuple(schema.names), rows, class_names=class_names(features))
+
+
+def _datasets(path: UPath, split: str | None) -> list[Source]:
+    import datasets
+
+    if (path / "dataset_dict.json").exists():
+        names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        if split is None and len(names) > 1 and any(split_name(name) is None for name in names):
+            raise InputError(
+                f"{path} has the splits {', '.join(names)}; map them to {', '.join(SPLITS)} in data.source."
+            )
+        given = {name: split or (split_name(name) if len(names) > 1 else None) for name in names}
+        return [source for name in names for source in _datasets(path / name, given[name])]
+    if not (path / "state.json").exists():
+        raise InputError(f"{path} was not saved by datasets: there is no state.json in it.")
+    try:
+        data = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be loaded by datasets: {error}.") from error
+    names = class_names(data.features.to_dict())
+    size = sum(int(entry.stat().st_size) for entry in path.iterdir())
+    return [Source(str(path), "datasets", size, split, tuple(data.column_names), len(data), class_names=names)]
+
+
+def class_names(features: dict[str, Any]) -> dict[str, list[str]]:
+    """The names of integer classes by column, from the features that `datasets` records."""
+    found = {}
+    for column, feature in features.items():
+        inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
+            found[column] = list(inner["names"])
+    return found
