@@ -1,5 +1,6 @@
 """Fixtures that all tests share: one Ray cluster, and small models and data made on the spot."""
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -11,6 +12,8 @@ from cluster.connect import connected
 # A slow machine is no failure.
 hypothesis.settings.register_profile("shoal", deadline=None)
 hypothesis.settings.load_profile("shoal")
+# Runs of seconds, with several checkpoints a second: Ray Train takes one at each health check.
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
 
 
 @pytest.fixture(scope="session")

@@ -110,11 +110,19 @@ def killing_a_worker(work: Path) -> Iterator[list[int]]:
     thread.join()
 
 
-def test_a_killed_worker_changes_nothing(store: Store, prepared: Artifact, encoder: Path, ray_session: None) -> None:
-    common: dict[str, Any] = {"encoder": str(encoder), "epochs": 12, "checkpoint_seconds": 0.3}
-    calm = make_task(store, prepared, "calm", **common)
-    finetune.run(calm)
-    task = make_task(store, prepared, "killed", workers=2, **common)
+LONGER: dict[str, Any] = {"epochs": 12, "checkpoint_seconds": 0.3}
+
+
+@pytest.fixture(scope="module")
+def calm(store: Store, prepared: Artifact, encoder: Path, ray_session: None) -> Task:
+    """A longer run, undisturbed."""
+    task = make_task(store, prepared, "calm", encoder=str(encoder), **LONGER)
+    finetune.run(task)
+    return task
+
+
+def test_a_killed_worker_changes_nothing(calm: Task, store: Store, prepared: Artifact, encoder: Path) -> None:
+    task = make_task(store, prepared, "killed", encoder=str(encoder), workers=2, **LONGER)
     with killing_a_worker(Path(task.work.path)) as killed:
         finetune.run(task)
     assert killed
@@ -122,16 +130,15 @@ def test_a_killed_worker_changes_nothing(store: Store, prepared: Artifact, encod
 
 
 def test_a_run_broken_off_goes_on_from_there_with_other_workers(
-    store: Store, prepared: Artifact, encoder: Path, ray_session: None
+    calm: Task, store: Store, prepared: Artifact, encoder: Path
 ) -> None:
-    common: dict[str, Any] = {"encoder": str(encoder), "epochs": 12, "checkpoint_seconds": 0.3}
-    calm = make_task(store, prepared, "calm-again", workers=2, **common)
-    finetune.run(calm)
-    broken = make_task(store, prepared, "broken-off", workers=1, max_failures=0, **common)
+    broken = make_task(store, prepared, "broken-off", encoder=str(encoder), max_failures=0, **LONGER)
     with killing_a_worker(Path(broken.work.path)) as killed, pytest.raises(ClusterError, match="to go on"):
         finetune.run(broken)
     assert killed
-    went_on = make_task(store, prepared, "broken-off", workers=3, trackers=("tensorboard",), **common)
+    went_on = make_task(
+        store, prepared, "broken-off", encoder=str(encoder), workers=3, trackers=("tensorboard",), **LONGER
+    )
     finetune.run(went_on)
     assert_same_run(went_on, calm)
     (event_file,) = Path((went_on.out / "tensorboard").path).iterdir()
