@@ -247,25 +247,57 @@ def test_help_has_examples(command: Command) -> None:
         assert f"shoal {name}" in outcome.out.partition("Example")[2]
 
 
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe that trains for a while, run once undisturbed."""
+    folder = tmp_path_factory.mktemp("longer")
+    recipe = make_recipe(folder, epochs=20, checkpoint_seconds=0.5)
+    assert begin(recipe, folder / "store").wait(timeout=300) == 0
+    return recipe
+
+
+def begin(recipe: Path, store: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "shoal", "run", str(recipe), f"store={store}"]
+    environment = os.environ | {"SHOAL_LOGS": str(store.parent / "logs")}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def assert_same_artifacts(store: Path, other: Path) -> None:
+    ours, theirs = ({each.record.stage: each for each in Store.open(str(path)).artifacts()} for path in (store, other))
+    prints = [{name: each.record.fingerprint for name, each in found.items()} for found in (ours, theirs)]
+    assert prints[0] == prints[1]
+    assert set(ours) == {"prepare", "finetune", "evaluate"}
+    weights = "model/model.safetensors"
+    assert (ours["finetune"].path / weights).read_bytes() == (theirs["finetune"].path / weights).read_bytes()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_goes_on_and_ends_alike(finished: Finished, tmp_path: Path, sent: signal.Signals) -> None:
-    recipe = finished.recipe
-    environment = os.environ | {"SHOAL_LOGS": str(tmp_path / "logs")}
-    again = [sys.executable, "-m", "shoal", "run", str(recipe), f"store={tmp_path / 'store'}"]
-    process = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    next(line for line in process.stderr if line.startswith("finetune"))
-    time.sleep(15)
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_and_goes_on(longer: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    process = begin(longer, tmp_path / "store")
+    while not list(tmp_path.glob("store/finetune/*/work/train/checkpoint_manager_snapshot.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(sent)
     _, err = process.communicate(timeout=120)
-    if sent != signal.SIGKILL:
-        assert process.returncode == 128 + sent
-        assert err.endswith("shoal: interrupted; run the same command again to go on.\n")
-        assert "Traceback" not in err
-    assert subprocess.run(again, capture_output=True, env=environment).returncode == 0
-    whole = {each.record.stage: each for each in Store.open(str(finished.store)).artifacts()}
-    other = {each.record.stage: each for each in Store.open(str(tmp_path / "store")).artifacts()}
-    assert {name: each.record.fingerprint for name, each in whole.items()} == finished.prints
-    weights = "model/model.safetensors"
-    assert (whole["finetune"].path / weights).read_bytes() == (other["finetune"].path / weights).read_bytes()
+    assert process.returncode == 128 + sent
+    assert err.endswith("shoal: interrupted; run the same command again to go on.\n")
+    assert "Traceback" not in err
+    assert begin(longer, tmp_path / "store").wait(timeout=300) == 0
+    assert_same_artifacts(tmp_path / "store", longer.parent / "store")
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_alike(longer: Path, tmp_path: Path) -> None:
+    delays, kills = iter([*range(5, 31, 4), 300]), 0
+    while (process := begin(longer, tmp_path / "store")).poll() is None:
+        try:
+            process.wait(timeout=next(delays))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+    assert process.wait(timeout=60) == 0
+    assert kills >= 3
+    assert_same_artifacts(tmp_path / "store", longer.parent / "store")
