@@ -1,6 +1,6 @@
 """Speed and memory of `prepare`, beside the limit and beside `datasets`.
 
-    python benchmarks/prepare.py                       # 64 MB, about three minutes on 2 cores
+    python benchmarks/prepare.py                       # 64 MB, about a minute and a half on 2 cores
     python benchmarks/prepare.py --megabytes 1000      # as in the README, about 18 minutes
     python benchmarks/prepare.py --memory --megabytes 5000    # peak memory, Ray's object store limited to 2 GB
 

@@ -1,6 +1,6 @@
 """The base of every settings model, and the error that tells a user what to mend."""
 
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -35,8 +35,7 @@ class Settings(BaseModel):
 
     def only(self, kind: type[Part]) -> Part:
         """The fields that come from one of the bases, as that: what a process that knows no more is sent."""
-        values = {name: getattr(self, name) for name in kind.model_fields}
-        return cast(Part, kind.model_construct(_fields_set=None, **values))
+        return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
 
 
 def _is_execution(field: FieldInfo) -> bool:

@@ -181,7 +181,7 @@ def run(task: Task) -> dict[str, Any]:
 def _chunk_rows(rows: int) -> int:
     """Rows in a chunk of a training set of `rows`."""
     parts = math.ceil(rows / (_CHUNKS_MULTIPLE * _LARGEST_CHUNK))
-    return max(math.ceil(rows / (_CHUNKS_MULTIPLE * max(parts, 1))), _SMALLEST_CHUNK)
+    return max(math.ceil(rows / (_CHUNKS_MULTIPLE * parts)), _SMALLEST_CHUNK)
 
 
 class _Clock:

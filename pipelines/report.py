@@ -11,14 +11,22 @@ from upath import UPath
 
 from cluster.store import telling_storage_errors, write_whole
 
-TEMPLATE_FOLDER = Path(__file__).parent / "templates"
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(TEMPLATE_FOLDER),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_FOLDER = Path(__file__).parent / "templates"
+
+
+def templates(*, html: bool) -> Environment:
+    """The templates of reports; what is put into HTML is escaped, and a text keeps its last line's end."""
+    return Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=not html,
+    )
+
+
+_TEMPLATES = templates(html=True)
 
 Cell = str | int | float | None
 

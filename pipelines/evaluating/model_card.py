@@ -3,12 +3,12 @@
 import json
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
 from cluster.store import telling_storage_errors, write_whole
 from pipelines.evaluating.measuring import SMALL_SLICE, Evaluation
 from pipelines.prepared import Index
-from pipelines.report import TEMPLATE_FOLDER
+from pipelines.report import templates
 from pipelines.stage import Task
 
 _WEAKEST = 3
@@ -80,14 +80,7 @@ def _column(index: Index, evaluation: Evaluation, name: str) -> dict[str, Any]:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE_FOLDER),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates(html=False)
     environment.filters["cell"] = _cell
     return environment
 

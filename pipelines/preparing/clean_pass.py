@@ -10,7 +10,8 @@ from upath import UPath
 from pipelines.preparing.cleaning import CleaningSettings, clean
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.decoding import decode
-from pipelines.preparing.exchange import whole, write_rows, write_spill
+from pipelines.preparing.exchange import write_rows, write_spill
+from pipelines.preparing.sieve import whole
 from pipelines.preparing.splitting import SplittingSettings, digests, mix, partition_of
 from pipelines.preparing.units import Unit
 

@@ -12,8 +12,7 @@ from models.text import TextSettings, normalise, repair
 from pipelines.prepared import SPLITS
 from pipelines.preparing.data import DataSettings, LabelSettings, split_name
 from pipelines.preparing.decoding import internal_name
-from pipelines.preparing.exchange import whole
-from pipelines.preparing.sieve import Sieve, mask
+from pipelines.preparing.sieve import Sieve, mask, whole
 
 _MOST_CLASSES = 10_000
 

@@ -15,7 +15,7 @@ from upath import UPath
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.formats import Source, csv_reader, delimiter_of
 from pipelines.preparing.pickles import load_plain_columns
-from pipelines.preparing.sieve import Sieve
+from pipelines.preparing.sieve import Sieve, whole
 from pipelines.preparing.units import Unit
 
 csv.field_size_limit(2**31 - 1)
@@ -216,7 +216,7 @@ def _from_table(unit: Unit, table: pa.Table, settings: DataSettings) -> Decoded:
 
 def _as_text(column: Any, class_names: list[str] | None) -> Any:
     """An Arrow column as strings, or lists of strings, spelled as `plain` does."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column = whole(column)
     kind = column.type
     if pa.types.is_string(kind):
         return column

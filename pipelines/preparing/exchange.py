@@ -70,8 +70,3 @@ def write_bytes(path: UPath, content: Any) -> None:
         stream.write(content)
     if partial is not path:
         partial.rename(path)
-
-
-def whole(column: Any) -> Any:
-    """A column as one array."""
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

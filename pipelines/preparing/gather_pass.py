@@ -14,8 +14,8 @@ from upath import UPath
 from models.labels import LabelColumn
 from pipelines.prepared import SPLITS
 from pipelines.preparing.data import DataSettings
-from pipelines.preparing.exchange import read_piece, read_rows, whole, write_rows
-from pipelines.preparing.sieve import Sieve
+from pipelines.preparing.exchange import read_piece, read_rows, write_rows
+from pipelines.preparing.sieve import Sieve, whole
 from pipelines.preparing.splitting import SplittingSettings, assign_splits, find_duplicates, label_codes
 from pipelines.preparing.units import Unit, first_lines
 

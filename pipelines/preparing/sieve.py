@@ -82,5 +82,10 @@ class Sieve:
 def mask(values: Any) -> NDArray[np.bool_]:
     """An Arrow boolean column as a numpy mask; null is False."""
     filled = pc.fill_null(values, False)
-    filled = filled.combine_chunks() if isinstance(filled, pa.ChunkedArray) else filled
+    filled = whole(filled)
     return np.asarray(filled.to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def whole(column: Any) -> Any:
+    """A column as one array."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

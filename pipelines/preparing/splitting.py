@@ -19,6 +19,7 @@ from pydantic import Field
 
 from models.settings import Settings
 from pipelines.prepared import SPLITS
+from pipelines.preparing.sieve import whole
 
 UInt64s = NDArray[np.uint64]
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
@@ -139,7 +140,7 @@ def label_codes(columns: list[Any]) -> NDArray[np.int64]:
     codes: NDArray[np.int64] | None = None
     for column in columns:
         flat = pc.binary_join(column, "\x1f") if pa.types.is_list(column.type) else column
-        flat = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
+        flat = whole(flat)
         encoded = pc.dictionary_encode(flat, null_encoding="encode")
         numbers = np.asarray(encoded.indices.to_numpy(zero_copy_only=False), np.int64)
         joined = numbers if codes is None else codes * (len(encoded.dictionary) + 1) + numbers

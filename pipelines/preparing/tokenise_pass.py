@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from models.labels import LabelColumn
-from pipelines.preparing.exchange import read_rows, whole, write_bytes
+from pipelines.preparing.exchange import read_rows, write_bytes
+from pipelines.preparing.sieve import whole
 from pipelines.preparing.tokenising import Encoder
 
 _SMALLEST_FILE, _LARGEST_FILE, _FILES_WANTED = 2**20, 2**24, 16
