@@ -18,6 +18,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, get_scheduler
 
+from models import dropout
 from models.feed import Feed
 from models.fixedpoint import FixedPointSum, FloatSum, GradientSum
 from models.settings import InputError
@@ -75,6 +76,8 @@ class LaneTrainer:
         self.device = next(model.parameters()).device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         sparse = _make_embedding_sparse(model)
+        if self.device.type == "cpu":
+            dropout.use_stream(model)
         self.sums: GradientSum = FixedPointSum(self.parameters, sparse) if exact else FloatSum(self.parameters)
 
     def step(self, epoch: int, step: int, flag: bool = False) -> StepResult:
@@ -96,7 +99,9 @@ class LaneTrainer:
                     continue
                 tokens += int(batch.inputs["attention_mask"].sum())
                 padded += batch.inputs["attention_mask"].numel()
-                torch.manual_seed(self.feed.draw_seed(epoch, step, lane))
+                seed = self.feed.draw_seed(epoch, step, lane)
+                torch.manual_seed(seed)
+                dropout.seed(seed)
                 inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
                 labels = {name: value.to(self.device, non_blocking=True) for name, value in batch.labels.items()}
                 loss = self.loss(self.model(**inputs).logits, labels) / texts
