@@ -32,14 +32,13 @@ from transformers import (
 
 from cluster.connect import connected
 from cluster.store import Store
-from models.feed import Feed
 from models.objectives import ClassificationObjective
 from models.training import LaneTrainer, build_optimizer, build_schedule
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
 from pipelines.progress import Progress
 from pipelines.stage import complete
-from pipelines.training.lanes import LaneReader, read_chunk
+from pipelines.training.lanes import LaneReader, feed_over, read_feed_chunk
 from recipes.loading import load_recipe
 from recipes.planning import plan
 
@@ -140,10 +139,10 @@ def bare_loop(prepared: Prepared, encoder: str, epochs: int, seed: int, settings
     """The very batches of a Shoal run with one worker, without Ray, checkpoints, curves and validation."""
     torch.set_num_threads(settings.threads)
     split = prepared.index.splits["train"]
-    feed = Feed(split.rows, split.chunk_rows, settings.lanes, settings.microbatch, seed)
+    feed = feed_over(split, settings.lanes, settings.microbatch, seed)
     model = fresh_model(encoder, len(prepared.index.labels[0].classes), seed)
     optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
-    reader = LaneReader(feed, lambda number: read_chunk(prepared, "train", number), range(feed.lanes))
+    reader = LaneReader(feed, lambda number: read_feed_chunk(prepared, feed, number), range(feed.lanes))
     loop = LaneTrainer(
         model,
         ClassificationObjective(prepared.index.labels),

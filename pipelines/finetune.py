@@ -9,7 +9,6 @@ import numpy as np
 from pydantic import Field
 
 from models.classifier import ClassifierSpec
-from models.feed import Feed
 from models.labels import LabelColumn
 from models.objectives import balanced_weights
 from models.settings import InputError, Settings, execution
@@ -18,14 +17,14 @@ from pipelines.metrics import check_metric, labelled
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_identity
 from pipelines.stage import Task
-from pipelines.training.lanes import read_labels
+from pipelines.training.lanes import feed_over, read_labels
 from pipelines.training.report import write_report
 from pipelines.training.trackers import TrackerName
 from pipelines.training.worker import WorkerJob
 from pipelines.training.workers import train
 
 NAME = "finetune"
-FORMAT = 2
+FORMAT = 3
 
 
 class ScratchEncoder(Settings):
@@ -99,7 +98,7 @@ def run(task: Task) -> dict[str, Any]:
     if "validation" not in index.splits:
         raise InputError("finetune needs rows for validation, but there are none: raise prepare.validation_share.")
     split = index.splits["train"]
-    feed = Feed(split.rows, split.chunk_rows, settings.lanes, settings.microbatch, settings.seed)
+    feed = feed_over(split, settings.lanes, settings.microbatch, settings.seed)
     job = WorkerJob(
         settings=settings,
         prepared=task.inputs["prepare"].path,

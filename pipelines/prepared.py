@@ -50,6 +50,11 @@ class SplitIndex(Settings):
     tokens: int = 0
     truncated: int = 0
 
+    @property
+    def chunks(self) -> int:
+        """Chunks of all files."""
+        return sum(file.chunks for file in self.files)
+
 
 class Index(Settings):
     """What a prepared dataset holds. Small however many rows there are."""

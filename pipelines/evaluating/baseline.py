@@ -85,5 +85,5 @@ def _read(prepared: Prepared, split: str) -> pa.Table:
 
 def _read_train(prepared: Prepared) -> pa.Table:
     index = prepared.index.splits["train"]
-    chunks = min(-(-TRAIN_ROWS // index.chunk_rows), sum(file.chunks for file in index.files))
+    chunks = min(-(-TRAIN_ROWS // index.chunk_rows), index.chunks)
     return pa.concat_tables([prepared.read_chunk("train", chunk, _columns(prepared)) for chunk in range(chunks)])

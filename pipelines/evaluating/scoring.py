@@ -98,7 +98,7 @@ def _score_on_cluster(
     waiting: dict[Any, tuple[str, int]] = {}
     for split in logits:
         index = prepared.index.splits[split]
-        chunks = sum(file.chunks for file in index.files)
+        chunks = index.chunks
         step = max(1, (_GPU_TASK_ROWS if gpus else _TASK_ROWS) // index.chunk_rows)
         for first in range(0, chunks, step):
             wanted = range(first, min(first + step, chunks))

@@ -13,7 +13,9 @@ from models.feed import Feed
 from models.labels import LabelColumn
 from models.objectives import MISSING
 from models.training import Batch
-from pipelines.prepared import Prepared
+from pipelines.prepared import Prepared, SplitIndex
+
+_MOST_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,31 @@ class Chunk:
         return Batch(inputs, labels, self.rows[items].tolist())
 
 
-def read_chunk(prepared: Prepared, split: str, number: int) -> Chunk:
-    """One chunk of a prepared split."""
+def feed_over(split: SplitIndex, lanes: int, microbatch: int, seed: int) -> Feed:
+    """The feed over a stored split, where stored chunks that stand side by side may make up one of the feed's.
+
+    The more rows are sorted by length together, the less padding; but the lanes must still have equally many chunks,
+    so that no steps are added.
+    """
+    most = max(_MOST_ROWS // split.chunk_rows, 1)
+    feeds = (Feed(split.rows, split.chunk_rows * stored, lanes, microbatch, seed) for stored in range(1, most + 1))
+    return min(feeds, key=lambda feed: (feed.steps, -feed.chunk_rows))
+
+
+def read_feed_chunk(prepared: Prepared, feed: Feed, number: int) -> Chunk:
+    """One of the feed's chunks of the training set."""
+    stored = feed.chunk_rows // prepared.index.splits["train"].chunk_rows
+    return read_chunk(prepared, "train", number * stored, stored)
+
+
+def read_chunk(prepared: Prepared, split: str, first: int, count: int = 1) -> Chunk:
+    """`count` stored chunks of a prepared split from `first` on, or as many as there are, as one."""
     index = prepared.index
     names = ["row", "length", "input_ids", *(f"label:{column.name}" for column in index.labels)]
     if index.pair:
         names.append("token_type_ids")
-    table = prepared.read_chunk(split, number, names)
+    last = min(first + count, index.splits[split].chunks)
+    table = pa.concat_tables([prepared.read_chunk(split, number, names) for number in range(first, last)])
     return Chunk(
         rows=table["row"].to_numpy().astype(np.int64),
         lengths=table["length"].to_numpy().astype(np.int64),

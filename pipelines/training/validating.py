@@ -27,7 +27,7 @@ def validation_metrics(
     logits = torch.zeros(split.rows, total_classes(labels), device=trainer.device)
     trainer.model.eval()
     targets: dict[str, list[np.ndarray[Any, Any]]] = {column.name: [] for column in labels}
-    for number in range(-(-split.rows // split.chunk_rows)):
+    for number in range(split.chunks):
         chunk = read_chunk(prepared, "validation", number)
         for column in labels:
             targets[column.name].append(chunk.labels[column.name])

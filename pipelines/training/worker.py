@@ -23,7 +23,7 @@ from pipelines.metrics import metric_of
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
 from pipelines.training.fitting import FitState, Reporter, fit, restored
-from pipelines.training.lanes import LaneReader, read_chunk
+from pipelines.training.lanes import LaneReader, read_feed_chunk
 from pipelines.training.trackers import tracking
 from pipelines.training.validating import validation_metrics
 
@@ -57,7 +57,7 @@ def train_lanes(job: WorkerJob, reporter: Reporter, rank: int, workers: int, dev
         tokenizer = AutoTokenizer.from_pretrained(folder)
     reader = LaneReader(
         job.feed,
-        lambda number: read_chunk(prepared, "train", number),
+        lambda number: read_feed_chunk(prepared, job.feed, number),
         range(rank, job.feed.lanes, workers),
         tokenizer.pad_token_id or 0,
     )
