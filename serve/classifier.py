@@ -10,6 +10,7 @@ from upath import UPath
 from cluster.store import local_copy
 from models.engine import TorchEngine, load_engine
 from models.settings import InputError
+from serve import limits
 from serve.exchange import MetricsExchange
 from serve.gateway import build_gateway
 from serve.settings import ServeSettings
@@ -47,6 +48,7 @@ class Classifier:
             replica=replica,
             other_metrics=exchange.others,
         )
+        limits.on_refusal.append(self._gateway.state.metrics.request)
         exchange.start(self._gateway.state.metrics.page)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -7,6 +7,8 @@ are not UTF-8.
 
 import asyncio
 import os
+import time
+from collections.abc import Callable
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +18,10 @@ from serve.settings import ServeSettings
 
 SETTINGS_VARIABLE = "SHOAL_SERVE_SETTINGS"
 """The environment variable in which a replica finds its ServeSettings as JSON."""
+
+on_refusal: list[Callable[[int, float], None]] = []
+"""Whoever wants to hear of this process's refusals: called with the status and the seconds it took. Ray makes the
+middleware by itself, apart from the application, so there is no other way from one to the other."""
 
 # Headers by which any client could change how Ray handles its request.
 _RAY_CONTROLS = {b"x-request-timeout-seconds", b"x-request-disconnect-disabled"}
@@ -43,11 +49,14 @@ class RequestLimits:
         if b"content-length" not in headers and b"transfer-encoding" not in headers:
             await self._app(scope, receive, send)
             return
+        started = time.perf_counter()
         try:
             body = await self._read(headers.get(b"content-length"), receive)
         except ProblemError as refused:
             # What is left of the body is not read, so the connection cannot be used for another request.
             refused.headers["connection"] = "close"
+            for tell in on_refusal:
+                tell(refused.status, time.perf_counter() - started)
             await refused.response()(scope, receive, send)
             return
         if body is not None:

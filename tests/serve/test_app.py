@@ -101,11 +101,13 @@ def test_slow_clients_are_told(url: str) -> None:
 def test_metrics_are_those_of_all_replicas(url: str) -> None:
     for _ in range(20):
         httpx.post(f"{url}/v1/classify", json={"texts": ["late", "late"]})
+    raw(url, post(b"", length=100_000_000))
     deadline = time.monotonic() + 15
     while True:
         lines = httpx.get(f"{url}/metrics").text.splitlines()
         texts = [line for line in lines if line.startswith("shoal_texts_total{")]
-        if len(texts) == 2 and sum(float(line.rsplit(" ", 1)[1]) for line in texts) >= 40:
+        too_large = [line for line in lines if line.startswith("shoal_requests_total{") and 'status="413"' in line]
+        if len(texts) == 2 and sum(float(line.rsplit(" ", 1)[1]) for line in texts) >= 40 and too_large:
             break
         assert time.monotonic() < deadline, texts
         time.sleep(0.5)
