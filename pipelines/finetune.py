@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from models.classifier import ClassifierSpec
 from models.labels import LabelColumn
@@ -31,10 +31,17 @@ class ScratchEncoder(Settings):
     """An encoder with fresh weights."""
 
     architecture: Literal["bert"] = Field("bert", description="A transformers architecture.")
-    hidden_size: int = Field(256, description="Width.")
-    layers: int = Field(4, description="Depth.")
-    heads: int = Field(4, description="Attention heads.")
+    hidden_size: int = Field(256, ge=1, description="Width.")
+    layers: int = Field(4, ge=1, description="Depth.")
+    heads: int = Field(4, ge=1, description="Attention heads.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability.")
+
+    @field_validator("heads")
+    @classmethod
+    def _divide_width(cls, heads: int, info: ValidationInfo) -> int:
+        if (width := info.data.get("hidden_size")) and width % heads:
+            raise ValueError(f"must divide hidden_size, which is {width}, and {heads} does not")
+        return heads
 
 
 class FinetuneSettings(Settings):

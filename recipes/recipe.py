@@ -7,7 +7,7 @@ from pipelines.evaluate import EvaluateSettings
 from pipelines.finetune import FinetuneSettings, ScratchEncoder
 from pipelines.metrics import metric_problem
 from pipelines.prepare import PrepareSettings
-from pipelines.preparing.data import DataSettings
+from pipelines.preparing.data import DataSettings, split_name
 from serve.settings import ServeSettings
 
 
@@ -28,6 +28,15 @@ class Recipe(Settings):
             raise ValueError("data.labels: name at least one column to predict")
         if isinstance(self.finetune.encoder, ScratchEncoder) and self.prepare.tokenizer is None:
             raise ValueError("prepare.tokenizer: an encoder from scratch needs one, for example {vocabulary: 8000}")
+        if isinstance(self.finetune.encoder, str) and self.prepare.tokenizer is not None:
+            raise ValueError("prepare.tokenizer: a pretrained encoder brings its own; leave this out")
+        given = self.data.split is not None or (
+            isinstance(self.data.source, dict) and "validation" in map(split_name, self.data.source)
+        )
+        if self.prepare.validation_share == 0 and not given:
+            raise ValueError(
+                "prepare.validation_share: must be above 0, as the best epoch is chosen on rows not trained on"
+            )
         if self.finetune.workers > self.finetune.lanes:
             raise ValueError(
                 f"finetune.workers: {self.finetune.workers} workers need as many lanes, but finetune.lanes is "

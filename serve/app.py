@@ -68,7 +68,7 @@ def serve_model(
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.min_replicas,
             initial_replicas=settings.min_replicas,
-            max_replicas=max(settings.min_replicas, settings.max_replicas),
+            max_replicas=settings.max_replicas,
             target_ongoing_requests=settings.target_requests,
             upscale_delay_s=settings.upscale_delay_s,
             downscale_delay_s=settings.downscale_delay_s,

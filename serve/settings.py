@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.settings import Settings
 
@@ -31,3 +31,9 @@ class ServeSettings(Settings):
     max_body_bytes: int = Field(2_000_000, ge=1024, description="Bytes of a request's body at most.")
     body_timeout_s: float = Field(10.0, gt=0, description="Seconds a client has to send its body.")
     max_queued: int = Field(512, ge=1, description="Requests waiting at a replica at most; beyond them, 429.")
+
+    @model_validator(mode="after")
+    def _replicas_agree(self) -> "ServeSettings":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas}, more than max_replicas, {self.max_replicas}")
+        return self

@@ -1,5 +1,7 @@
 """The settings that name the labelled text and say how to read it."""
 
+import re
+from collections import Counter
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -25,7 +27,9 @@ class LabelSettings(Settings):
 
     column: str = Field(description="The column's name in the source.")
     multi: bool = Field(False, description="Whether a text may have any number of the classes.")
-    separator: str = Field(",", description="What stands between a multi-label cell's classes, in text formats.")
+    separator: str = Field(
+        ",", min_length=1, description="What stands between a multi-label cell's classes, in text formats."
+    )
     classes: tuple[str, ...] | None = Field(
         None, description="The known classes; a row with another is rejected. By default, all that occur."
     )
@@ -62,6 +66,24 @@ class DataSettings(Settings):
         if isinstance(value, list | tuple):
             return tuple({"column": item} if isinstance(item, str) else item for item in value)
         return value
+
+    @field_validator("labels")
+    @classmethod
+    def _named_once(cls, labels: tuple[LabelSettings, ...]) -> tuple[LabelSettings, ...]:
+        counts = Counter(label.column for label in labels)
+        if twice := [column for column, count in counts.items() if count > 1]:
+            raise ValueError(f"{twice[0]!r} is named twice; each column is predicted once")
+        return labels
+
+    @field_validator("where")
+    @classmethod
+    def _regular_expressions(cls, where: dict[str, str]) -> dict[str, str]:
+        for column, pattern in where.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} (for {column}) is no regular expression: {error}") from error
+        return where
 
     @property
     def used_columns(self) -> tuple[str, ...]:
