@@ -2,6 +2,7 @@
 
     <store>/<stage>/<fingerprint>/            an artifact: a stage's output folder
     <store>/<stage>/<fingerprint>/artifact.json   its record, written last: a folder without one is unfinished
+    <store>/<stage>/<fingerprint>/work/           what an unfinished stage goes on from; no part of the artifact
 
 Object stores cannot rename a folder, so the record is the commit: readers look at nothing else to decide
 whether an artifact is there, and a single object or `os.replace` makes it appear whole.
@@ -24,6 +25,7 @@ from botocore.exceptions import BotoCoreError
 from upath import UPath
 
 RECORD = "artifact.json"
+WORK = "work"
 
 
 class ClusterError(Exception):
@@ -102,11 +104,19 @@ class Store:
                     yield artifact
 
     def commit(self, record: Record) -> Artifact:
-        """Makes the folder's content an artifact by writing its record."""
+        """Makes the folder's content an artifact by writing its record; half-written files of killed tries go."""
         folder = self.folder(record.stage, record.fingerprint)
-        size = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
-        record = Record(**{**asdict(record), "bytes": size})
         with telling_storage_errors(str(folder)):
+            size = 0
+            for entry in folder.rglob("*"):
+                inside = entry.relative_to(folder).parts
+                if inside[0] == WORK or not entry.is_file():
+                    continue
+                if entry.name.startswith("."):
+                    entry.unlink()
+                else:
+                    size += entry.stat().st_size
+            record = Record(**{**asdict(record), "bytes": size})
             write_whole(folder / RECORD, json.dumps(asdict(record), indent=2, ensure_ascii=False))
         return Artifact(folder, record)
 

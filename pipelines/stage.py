@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from upath import UPath
 
-from cluster.store import Artifact, Record, Store, remove_tree
+from cluster.store import WORK, Artifact, Record, Store, remove_tree
 from models.settings import Settings
 from pipelines.progress import Progress
 
@@ -42,7 +42,7 @@ class Task:
     @property
     def work(self) -> UPath:
         """A folder for what must outlive a crash but is no part of the artifact; removed at the end."""
-        return self.out / "work"
+        return self.out / WORK
 
 
 class Stage(Protocol):
@@ -85,16 +85,16 @@ class PlannedStage:
 
 def complete(planned: PlannedStage, store: Store, progress: Progress, recipe: str) -> Artifact:
     """The artifact of a planned stage: found in the store, or made now with whatever it builds on."""
+    out = store.folder(planned.name, planned.fingerprint)
     if artifact := store.find(planned.name, planned.fingerprint):
+        remove_tree(out / WORK)  # Left where the stage was killed right after its end.
         return artifact
     inputs = {before.name: complete(before, store, progress, recipe) for before in planned.inputs}
-    out = store.folder(planned.name, planned.fingerprint)
     task = Task(settings=planned.settings, inputs=inputs, out=out, progress=progress, recipe=recipe)
     started = time.monotonic()
     with progress.stage(planned.name):
         metrics = planned.stage.run(task)
-    remove_tree(task.work)
-    return store.commit(
+    artifact = store.commit(
         Record(
             stage=planned.name,
             fingerprint=planned.fingerprint,
@@ -106,6 +106,8 @@ def complete(planned: PlannedStage, store: Store, progress: Progress, recipe: st
             seconds=round(time.monotonic() - started, 1),
         )
     )
+    remove_tree(task.work)
+    return artifact
 
 
 def versions() -> dict[str, str]:

@@ -190,3 +190,15 @@ def test_a_store_without_permission_is_told(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ClusterError, match="permission is denied; choose another with `store=PATH`"):
         Store.open(str(tmp_path / "store"))
+
+
+def test_what_a_killed_try_left_is_no_part_of_the_artifact(store: Store) -> None:
+    given = record()
+    folder = store.folder(given.stage, given.fingerprint)
+    for name, content in {"data/part": b"12345", "data/.part.1f3a": b"123", "work/clean/0": b"1234"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    artifact = store.commit(given)
+    assert artifact.record.bytes == 5
+    assert not (folder / "data" / ".part.1f3a").exists()
+    assert (folder / "work" / "clean" / "0").exists()
