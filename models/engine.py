@@ -8,7 +8,6 @@ and compute in another; `classify` is all of them. Texts are computed in groups 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +19,10 @@ from transformers import PreTrainedModel
 from models.batches import CPU_PADDING, GPU_PADDING, group_by_length
 from models.classifier import ClassifierSpec, load
 from models.labels import LabelColumn, spans, total_classes
+from models.precision import Precision, autocast, supported
 from models.settings import InputError
 from models.text import cleaned
 
-Precision = Literal["bf16", "fp32"]
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -142,7 +141,7 @@ class TorchEngine:
         inputs["attention_mask"] = self._padded([[1] * length for length in lengths], longest, 0)
         if batch[0].type_ids is not None:
             inputs["token_type_ids"] = self._padded([item.type_ids or [] for item in batch], longest, 0)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(self.device, self.precision):
             logits = self._model(**inputs).logits
         return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
 
@@ -209,7 +208,7 @@ def load_engine(
     # Decoder models find a text's last token by the padding id and refuse batches without one.
     model.config.pad_token_id = pad_id
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if precision == "bf16" and not _has_bf16(device):
+    if not supported(device):
         precision = "fp32"
     nn.Module.to(model, device).requires_grad_(False)
     if precision == "bf16":
@@ -230,14 +229,6 @@ def _store_weights_as_bf16(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.to(torch.bfloat16)
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether the device computes bf16 faster than float32, not merely somehow."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: dict[str, Any] = dict(torch.cpu.get_capabilities())
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def _probabilities(logits: FloatArray, column: LabelColumn) -> FloatArray:

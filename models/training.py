@@ -5,11 +5,9 @@ backward with its own seed; the gradients are summed over lanes and workers (`Fi
 takes the same optimizer step. Nothing else is shared but the lanes' losses, once a step.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -21,9 +19,8 @@ from transformers import PreTrainedModel, get_scheduler
 from models import dropout
 from models.feed import Feed
 from models.fixedpoint import FixedPointSum, FloatSum, GradientSum
+from models.precision import Precision, autocast
 from models.settings import InputError
-
-Precision = Literal["bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -124,13 +121,6 @@ class LaneTrainer:
         self.schedule.step()
         self.sums.release()
         return StepResult(math.fsum(losses), texts, tokens, padded, raised > 0)
-
-
-@contextlib.contextmanager
-def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Runs the block's matrix multiplications in bf16, or all in float32."""
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        yield
 
 
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamW:

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from cluster.store import telling_storage_errors, write_whole
-from models.engine import Precision
 from models.labels import LabelColumn
+from models.precision import Precision
 from models.settings import InputError, Settings
 from pipelines.evaluating.baseline import measure_baseline
 from pipelines.evaluating.measuring import Evaluation, measure

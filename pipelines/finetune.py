@@ -11,8 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from models.classifier import ClassifierSpec
 from models.labels import LabelColumn
 from models.objectives import balanced_weights
+from models.precision import Precision
 from models.settings import InputError, Settings, execution
-from models.training import Precision
 from pipelines.metrics import check_metric, labelled
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_identity
@@ -24,7 +24,7 @@ from pipelines.training.worker import WorkerJob
 from pipelines.training.workers import train
 
 NAME = "finetune"
-FORMAT = 3
+FORMAT = 4
 
 
 class ScratchEncoder(Settings):
@@ -65,7 +65,9 @@ class FinetuneSettings(Settings):
         "none",
         description="Weights of the classes in the loss: none, inversely to their frequency, or by name.",
     )
-    precision: Precision = Field("bf16", description="Of the forward and backward passes (autocast).")
+    precision: Precision = Field(
+        "bf16", description="Of the forward and backward passes (autocast); bf16 only where the hardware has it."
+    )
     metric: str = Field("macro_f1", description="The validation metric that picks the best epoch.")
     patience: int | None = Field(None, ge=1, description="Validations without a better metric before stopping.")
     exact: bool = Field(
@@ -131,6 +133,7 @@ def run(task: Task) -> dict[str, Any]:
         "final_loss": state.losses[-1],
         "texts_per_second": round(state.texts_per_second, 1),
         "padding_share": round(state.padding_share, 4),
+        "precision": state.precision,
         "workers": outcome.workers,
         **{f"validation.{name}": value for name, value in best.items()},
     }
@@ -141,10 +144,15 @@ def run(task: Task) -> dict[str, Any]:
             ("texts trained on", f"{state.texts:,}"),
             ("training texts/s", f"{state.texts_per_second:,.1f}"),
             ("padding", f"{state.padding_share:.1%}"),
+            ("computed in", _told_precision(settings.precision, state.precision)),
             (f"validation {settings.metric}, epoch {state.best_epoch + 1}", f"{state.best:.4f}"),
         ],
     )
     return metrics
+
+
+def _told_precision(wanted: Precision, used: Precision | None) -> str:
+    return f"{used}" if used == wanted else f"{used}: the hardware of a worker has no fast {wanted}"
 
 
 def _class_weights(settings: FinetuneSettings, prepared: Prepared) -> dict[str, list[float]]:

@@ -18,8 +18,9 @@ import ray
 from upath import UPath
 
 from cluster.store import local_copy
-from models.engine import Encoded, Precision, TorchEngine, load_engine
+from models.engine import Encoded, TorchEngine, load_engine
 from models.labels import LabelColumn, total_classes
+from models.precision import Precision
 from models.settings import InputError
 from pipelines.prepared import Prepared
 from pipelines.progress import Progress, Step

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from models.checkpoints import load_state, save_state
 from models.encoders import set_training
+from models.precision import Precision
 from models.training import LaneTrainer
 from pipelines.training.trackers import Tracker
 
@@ -35,6 +36,8 @@ class FitState:
     """Of training steps and their checkpoints, over all restarts; what a killed worker took along is not counted."""
     tokens: int = 0
     padded: int = 0
+    precision: Precision | None = None
+    """What is computed in: decided once, when the run begins, and kept through all restarts."""
 
     @property
     def texts_per_second(self) -> float:

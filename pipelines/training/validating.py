@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from models.labels import LabelColumn, total_classes
-from models.training import LaneTrainer, autocast
+from models.precision import autocast
+from models.training import LaneTrainer
 from pipelines.metrics import classification_metrics
 from pipelines.prepared import Prepared
 from pipelines.training.lanes import Chunk, read_chunk

@@ -18,6 +18,7 @@ from models.classifier import ClassifierSpec, save
 from models.encoders import build_classifier
 from models.feed import Feed
 from models.objectives import ClassificationObjective
+from models.precision import agreed
 from models.training import LaneTrainer, build_optimizer, build_schedule
 from pipelines.metrics import metric_of
 from pipelines.prepared import Prepared
@@ -70,13 +71,13 @@ def train_lanes(job: WorkerJob, reporter: Reporter, rank: int, workers: int, dev
         reader.batch,
         optimizer=optimizer,
         schedule=build_schedule(optimizer, settings.schedule, steps, settings.warmup),
-        precision=settings.precision,
         clip=settings.clip,
         exact=settings.exact,
         rank=rank,
         workers=workers,
     )
     state = restored(trainer, reporter)
+    trainer.precision = state.precision = state.precision or agreed(settings.precision, device)
 
     def validate() -> dict[str, float]:
         measured = validation_metrics(prepared, trainer, job.spec.labels, tokenizer.pad_token_id or 0)
