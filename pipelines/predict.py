@@ -30,8 +30,9 @@ from upath import UPath
 
 from cluster.store import ClusterError, local_copy, remove_tree, telling_storage_errors, write_whole
 from models.classifier import SPEC, ClassifierSpec
-from models.engine import Encoded, Precision, load_engine
+from models.engine import Encoded, load_engine
 from models.labels import total_classes
+from models.precision import Precision
 from models.settings import InputError
 from pipelines.locate import identity
 from pipelines.predicting.predictions import prediction_columns
@@ -39,7 +40,7 @@ from pipelines.predicting.whole_output import Kind, kind_of, whole_output
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.formats import Source
 from pipelines.preparing.sources import find_sources, sources_identity
-from pipelines.preparing.tables import as_text, conform, read_schema, read_tables, unified_schema, write_parquet
+from pipelines.predicting.tables import as_text, conform, read_schema, read_tables, unified_schema, write_parquet
 from pipelines.progress import Progress
 
 PART_ROWS = 2048

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from cluster.store import is_local, upload_tree
-from pipelines.preparing.tables import as_text
+from pipelines.predicting.tables import as_text
 
 Kind = Literal["parquet", "csv", "folder"]
 _FILE_ROWS = 2**20

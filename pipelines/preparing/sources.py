@@ -44,7 +44,7 @@ def sources_identity(settings: DataSettings) -> str:
 
             parts.append((split, hub_identity(reference)))
         else:
-            parts.append((split, identity(_expand(reference))))
+            parts.append((split, identity(expand(reference))))
     if len(parts) == 1 and parts[0][0] is None:
         return parts[0][1]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -66,10 +66,10 @@ def find_sources(settings: DataSettings, fetched: UPath) -> list[Source]:
             pairs = fetch(reference, split, fetched / f"{position:03d}")
             found += [look_at_parquet(path, given) for given, path in pairs]
             continue
-        for path in _expand(reference):
+        for path in expand(reference):
             found += look(path, settings, split)
     for source in found:
-        _check_columns(source, settings)
+        check_columns(source, settings)
     if not any(source.rows or source.size for source in found):
         raise InputError(f"{found[0].path} is empty.")
     return found
@@ -79,8 +79,12 @@ def _listed(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value
 
 
-def _expand(reference: str) -> list[UPath]:
-    """The files that a reference stands for: one, those a glob matches, or those in a folder."""
+def expand(reference: str) -> list[UPath]:
+    """The files that a reference stands for: one, those a glob matches, or those in a folder.
+
+    Raises:
+        InputError: there is none.
+    """
     if any(sign in reference for sign in "*?["):
         position = min(reference.index(sign) for sign in "*?[" if sign in reference)
         base, _, _ = reference[:position].rpartition("/")
@@ -102,7 +106,12 @@ def _expand(reference: str) -> list[UPath]:
     return files
 
 
-def _check_columns(source: Source, settings: DataSettings) -> None:
+def check_columns(source: Source, settings: DataSettings) -> None:
+    """Makes sure that a file has every column that the recipe uses.
+
+    Raises:
+        InputError: names the first one that it lacks, and the likeliest one meant.
+    """
     for column in settings.used_columns:
         if column not in source.columns:
             close = get_close_matches(column, source.columns, n=1)
