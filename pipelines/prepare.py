@@ -26,7 +26,7 @@ from models.text import TextSettings
 from pipelines.parts import run_parts
 from pipelines.prepared import INDEX, SPLITS, Index, SplitFile, SplitIndex
 from pipelines.preparing.clean_pass import CleanPass
-from pipelines.preparing.cleaning import CleaningSettings
+from pipelines.preparing.cleaning import CleaningSettings, check_classes
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.dataset_tokenizer import copy_tokenizer, tokenizer_identity, train_tokenizer
 from pipelines.preparing.gather_pass import GatherPass, pieces_of, sample_texts
@@ -41,7 +41,7 @@ from pipelines.preparing.units import Unit, cut, unit_bytes
 from pipelines.stage import Task
 
 NAME = "prepare"
-FORMAT = 2
+FORMAT = 3
 
 _PARTITION_BYTES = 2**26
 # A multiple of 24 chunks deals out evenly to 1, 2, 3, 4, 6 or 8 lanes; large ones let texts of like length meet.
@@ -256,6 +256,7 @@ def _check_usable(
         raise InputError(f"no usable row is left of {rows_in} read" + (f" (dropped: {lost})." if lost else "."))
     for label in settings.data.labels:
         classes = {name for split in labels.get(label.column, {}).values() for name in split}
+        check_classes(label.column, len(classes))
         if len(classes) < (1 if label.multi else 2):
             only = f"the single class {next(iter(classes))!r}" if classes else "no class"
             raise InputError(f"the label column {label.column!r} has {only}; at least two are needed to learn from.")

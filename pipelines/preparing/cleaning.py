@@ -103,13 +103,22 @@ def _single_label(column: pa.Array, label: LabelSettings) -> pa.Array:
 def _renamed(cells: pa.Array, label: LabelSettings) -> pa.Array:
     """Cells without outer spaces and under their new names; empty ones are missing."""
     encoded = pc.dictionary_encode(cells)
-    if len(encoded.dictionary) > _MOST_CLASSES:
-        raise InputError(
-            f"the label column {label.column!r} has more than {_MOST_CLASSES:,} different values; is it another column?"
-        )
+    check_classes(label.column, len(encoded.dictionary))
     trimmed = [value.strip() for value in encoded.dictionary.to_pylist()]
     names = pa.array([label.names.get(value, value) or None for value in trimmed], pa.string())
     return pc.take(names, encoded.indices)
+
+
+def check_classes(column: str, count: int) -> None:
+    """Tells a column that is no label from one: each class is a row of the classifier's last layer.
+
+    Raises:
+        InputError: there are more than 10,000 classes.
+    """
+    if count > _MOST_CLASSES:
+        raise InputError(
+            f"the label column {column!r} has more than {_MOST_CLASSES:,} different values; is it another column?"
+        )
 
 
 def _multi_label(column: pa.Array, label: LabelSettings) -> pa.Array:

@@ -109,9 +109,10 @@ class GatherPass:
         lost = ~found.keep
         if not lost.any():
             return table
+        twins = table.select(["file", "line"]).take(pa.array(found.kept[lost])).to_pylist()
         reasons = [
-            f"equal to row {row}" + (", which has other labels" if conflict else "")
-            for row, conflict in zip(found.kept_row[lost].tolist(), found.conflicting[lost].tolist(), strict=True)
+            f"equal to row {twin['line'] + 1} of {twin['file']}" + (", which has other labels" if conflict else "")
+            for twin, conflict in zip(twins, found.conflicting[lost].tolist(), strict=True)
         ]
         dropped = table.filter(pa.array(lost))
         sieve = Sieve(table, "")

@@ -8,10 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from models.settings import Settings
-
-STEPS = ("decode", "where", "repair", "normalise", "length", "labels", "duplicates", "split", "tokenise", "write")
-"""In the order in which a row meets them."""
+STEPS = ("decode", "where", "repair", "normalise", "length", "labels", "split", "duplicates")
+"""What may drop or change a row, in the order in which a row meets it."""
 
 REJECTED = pa.schema(
     [("file", pa.string()), ("row", pa.int64()), ("step", pa.string()), ("reason", pa.string()), ("text", pa.string())]
@@ -19,13 +17,6 @@ REJECTED = pa.schema(
 """Of a rejected row: `row` is the line (of text formats) or the row of the file, counted from 1."""
 
 _KEPT_TEXT = 2000
-
-
-class StepCount(Settings):
-    """What one step did to the rows it saw."""
-
-    dropped: int = 0
-    changed: int = 0
 
 
 class Sieve:

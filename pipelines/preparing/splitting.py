@@ -98,8 +98,8 @@ class Duplicates:
     """Which rows of a partition stay, and for those that do not, which row stands for them."""
 
     keep: NDArray[np.bool_]
-    kept_row: NDArray[np.int64]
-    """For every row, the identity of the row that is kept of its group."""
+    kept: NDArray[np.int64]
+    """For every row, the place (in these arrays) of the row that is kept of its group."""
     conflicting: NDArray[np.bool_]
     """Rows whose labels differ from those of the row that is kept."""
 
@@ -129,10 +129,10 @@ def find_duplicates(
     group_of = np.cumsum(starts) - 1
     keep = np.zeros(count, bool)
     keep[order[winner]] = True
-    kept_row, conflicting = np.empty(count, np.int64), np.empty(count, bool)
-    kept_row[order] = rows[order][winner][group_of] if count else 0
+    kept, conflicting = np.empty(count, np.int64), np.empty(count, bool)
+    kept[order] = order[winner][group_of] if count else 0
     conflicting[order] = sorted_labels != sorted_labels[winner][group_of] if count else False
-    return Duplicates(keep, kept_row, conflicting)
+    return Duplicates(keep, kept, conflicting)
 
 
 def label_codes(columns: list[Any]) -> NDArray[np.int64]:

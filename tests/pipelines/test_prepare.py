@@ -153,7 +153,9 @@ def test_no_content_crosses_given_splits_and_the_test_keeps_its_rows(tmp_path: P
     assert not texts["validation"] & (texts["train"] | texts["test"])
     assert 0.1 < metrics["validation_rows"] / 300 < 0.3
     lost = [row for row in rejected_of(tmp_path / "out") if row["step"] == "duplicates"]
-    assert {(Path(row["file"]).name, row["row"]) for row in lost} >= {("train.jsonl", 6), ("train.jsonl", 7)}
+    reasons = {(Path(row["file"]).name, row["row"]): row["reason"].split(",")[0] for row in lost}
+    assert reasons[("train.jsonl", 6)] == f"equal to row 1 of {source['test']}"
+    assert reasons[("train.jsonl", 7)] == f"equal to row 2 of {source['test']}"
 
 
 def test_a_split_column_and_rows_without_a_known_one(tmp_path: Path, encoder: str) -> None:
@@ -196,7 +198,7 @@ def test_every_rejected_row_is_kept_with_its_place_and_reason(tmp_path: Path, en
         (65, "decode", "3 fields where the header has 2"),
         (66, "decode", "not UTF-8"),
         (67, "length", "200 characters, more than 100"),
-        (68, "duplicates", "equal to row 0"),
+        (68, "duplicates", f"equal to row 2 of {path}"),
         (69, "where", "text does not match data.where"),
     ]
     assert {row["file"] for row in rejected_of(tmp_path / "out")} == {str(path)}
@@ -206,12 +208,13 @@ def test_every_rejected_row_is_kept_with_its_place_and_reason(tmp_path: Path, en
 
 def test_contradicting_duplicates_take_the_label_of_most(tmp_path: Path, encoder: str) -> None:
     rows = [*salad(6, 200), *({"text": "word1 again", "label": label} for label in ("bad", "good", "good"))]
-    metrics, prepared = run(settings(encoder, {"source": write_jsonl(tmp_path / "a.jsonl", rows)}), tmp_path / "out")
+    source = write_jsonl(tmp_path / "a.jsonl", rows)
+    metrics, prepared = run(settings(encoder, {"source": source}), tmp_path / "out")
     kept = [row for split in prepared.index.splits for row in rows_of(prepared, split) if row["text"] == "word1 again"]
     assert [(row["row"], row["label:label"]) for row in kept] == [(201, 1)]
     assert metrics["conflicting_duplicates"] >= 1
     reasons = [row["reason"] for row in rejected_of(tmp_path / "out") if row["text"] == "word1 again"]
-    assert sorted(reasons) == ["equal to row 201", "equal to row 201, which has other labels"]
+    assert sorted(reasons) == [f"equal to row 202 of {source}", f"equal to row 202 of {source}, which has other labels"]
 
 
 def test_several_label_columns_some_with_many_classes(tmp_path: Path, encoder: str) -> None:
@@ -251,7 +254,6 @@ MISTAKES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], 
     "a single class": ([{"text": f"w {n}", "label": "x"} for n in range(9)], {}, {}, "has the single class 'x'"),
     "nothing left": (salad(9, 20), {"where": {"text": "never"}}, {}, r"no usable row is left of 20 .* 20 at where"),
     "an empty split": (salad(9, 20), {}, {"test_share": 0.001}, "the test split came out empty from 20 usable rows"),
-    "no regular expression": (salad(9, 20), {"where": {"text": "("}}, {}, "is no regular expression"),
     "lists for one label": ([{"text": f"w {n}", "label": ["x"]} for n in range(9)], {}, {}, "set multi: true"),
     "too long for the encoder": (salad(9, 20), {}, {"max_length": 65}, "takes at most 64 tokens"),
 }
@@ -265,6 +267,16 @@ def test_mistakes_reach_the_user_as_one_sentence(tmp_path: Path, encoder: str, m
         run(settings(encoder, data, **values), tmp_path / "out")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out" / "prepared.json").exists()
+
+
+def test_classes_are_counted_over_all_units(tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.preparing.units._SMALLEST", 100_000)
+    rows = [{"text": f"word1 number {number}", "label": f"id-{number}"} for number in range(10_001)]
+    data = {"source": write_jsonl(tmp_path / "a.jsonl", rows)}
+    with pytest.raises(InputError, match="the label column 'label' has more than 10,000 different values"):
+        run(settings(encoder, data), tmp_path / "out")
+    _, prepared = run(settings(encoder, {"source": write_jsonl(tmp_path / "b.jsonl", rows[1:])}), tmp_path / "fits")
+    assert len(prepared.index.labels[0].classes) == 10_000
 
 
 def test_externals_follow_the_data_and_the_tokenizer(tmp_path: Path, encoder: str) -> None:

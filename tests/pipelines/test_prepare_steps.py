@@ -80,14 +80,14 @@ def duplicates(given: list[int], labels: list[int]) -> tuple[list[bool], list[in
     high, low = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
     rows = np.arange(count, dtype=np.int64) * 10
     found = find_duplicates(high, low, np.array(given, np.int8), rows, np.array(labels, np.int64))
-    return found.keep.tolist(), found.kept_row.tolist(), found.conflicting.tolist()
+    return found.keep.tolist(), found.kept.tolist(), found.conflicting.tolist()
 
 
 def test_of_duplicates_the_majority_stays_the_first_of_it_and_the_test_before_train() -> None:
     assert duplicates([-1, -1, -1], [1, 1, 1]) == ([True, False, False], [0, 0, 0], [False] * 3)
-    assert duplicates([-1, -1, -1], [0, 1, 1]) == ([False, True, False], [10, 10, 10], [True, False, False])
+    assert duplicates([-1, -1, -1], [0, 1, 1]) == ([False, True, False], [1, 1, 1], [True, False, False])
     assert duplicates([-1, -1], [1, 0])[0] == [True, False]
-    assert duplicates([0, 2, 0], [1, 0, 1]) == ([False, True, False], [10, 10, 10], [True, False, True])
+    assert duplicates([0, 2, 0], [1, 0, 1]) == ([False, True, False], [1, 1, 1], [True, False, True])
 
 
 @given(st.integers(0, 2**32))
