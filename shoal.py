@@ -75,7 +75,7 @@ def _complete(recipe: Path, overrides: Sequence[str] | None, until: str | None) 
     wanted = list(stages)[: list(stages).index(last) + 1]
     reused = {name for name in wanted if store.find(name, stages[name].fingerprint)}
     if last not in reused:
-        with _working() as terminal:
+        with _working(loaded.store) as terminal:
             complete(stages[last], store, _progress(terminal.err), loaded.name)
     rows = [
         (name, "reused" if name in reused else "made", str(artifact.path), headline(artifact.record.metrics))
@@ -86,11 +86,12 @@ def _complete(recipe: Path, overrides: Sequence[str] | None, until: str | None) 
 
 
 @contextlib.contextmanager
-def _working() -> Iterator[Terminal]:
+def _working(store: str) -> Iterator[Terminal]:
     """Connects to Ray and sends all noise to the log; what the block itself has to say goes to the terminal."""
-    from cluster.connect import connected
+    from cluster.connect import connected, require_shared
 
     with _LOG.capturing() as terminal, connected():
+        require_shared(store)
         # Ray would abort the process on SIGTERM, and the nodes' processes would hear of it late.
         before = signal.signal(signal.SIGTERM, _terminate)
         try:
@@ -131,7 +132,10 @@ def init(
     path = out or Path(f"{found.name}.yaml")
     if path.exists() and not force:
         raise InputError(f"{path} is there already; --force overwrites it, --out PATH writes another.")
-    path.write_text(found.recipe, encoding="utf-8")
+    try:
+        path.write_text(found.recipe, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another with --out PATH.") from error
     for line in [*found.findings, f"Wrote {path}. Next: shoal run {path}"]:
         _say(line)
 
@@ -215,7 +219,7 @@ def predict(
     from recipes.endpoint import calibration
 
     loaded, store, stages = _plan(recipe, overrides)
-    with _working() as terminal:
+    with _working(loaded.store) as terminal:
         progress = _progress(terminal.err)
         artifacts = _completed(stages, store, progress, loaded.name)
         done = predict_file(
@@ -247,7 +251,7 @@ def serve(
     from serve.app import stop
 
     loaded, store, stages = _plan(recipe, overrides)
-    with _working() as terminal:
+    with _working(loaded.store) as terminal:
         console = _console(terminal.out)
         artifacts = _completed(stages, store, _progress(terminal.err), loaded.name)
         url = deploy(loaded, artifacts)

@@ -71,7 +71,32 @@ def connected(
         ray.shutdown()
 
 
-def log_folder() -> Path | None:
-    """Where the connected cluster's processes on this machine log, for pointing a user there."""
+def room_for(cpus: float, gpus: float, what: str, setting: str) -> None:
+    """Makes sure that `what` can ever start; a cluster that this command made for itself does not grow.
+
+    Raises:
+        ClusterError: names what is there and the setting to lower.
+    """
     node = getattr(ray._private.worker, "_global_node", None)
-    return Path(node.get_logs_dir_path()) if node else None
+    if node is None or not node.is_head():
+        return
+    there = ray.cluster_resources()
+    for wanted, name in ((cpus, "CPU"), (gpus, "GPU")):
+        if wanted > there.get(name, 0):
+            raise ClusterError(
+                f"{what}: {wanted:g} {name}s are needed, but this machine has {there.get(name, 0):g}; lower {setting}."
+            )
+
+
+def require_shared(store: str) -> None:
+    """Makes sure that all hosts of the cluster can reach the store.
+
+    Raises:
+        ClusterError: there are several hosts, and `store` (as the user gave it) is a relative path.
+    """
+    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if len(hosts) > 1 and "://" not in store and not Path(store).expanduser().is_absolute():
+        raise ClusterError(
+            f"the store {store} is a folder of this host, but the cluster has {len(hosts)} hosts; give one that all "
+            "reach: store=s3://BUCKET/PREFIX, or an absolute path on a shared filesystem."
+        )

@@ -62,8 +62,9 @@ class CommandLog:
             for descriptor, copy in enumerate(kept, start=1):
                 os.dup2(copy, descriptor)
                 os.close(copy)
-            if self.path.stat().st_size == 0:
-                self.path.unlink()
+            with contextlib.suppress(FileNotFoundError):  # The folder may be cleared meanwhile.
+                if self.path.stat().st_size == 0:
+                    self.path.unlink()
 
     def write_traceback(self, error: BaseException) -> Path:
         """Appends the error with its traceback; returns the file."""

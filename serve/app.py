@@ -12,6 +12,7 @@ from ray.serve.config import AutoscalingConfig, ControllerOptions, HTTPOptions
 from ray.serve.schema import LoggingConfig
 from upath import UPath
 
+from cluster.connect import room_for
 from cluster.store import ClusterError
 from models.classifier import SPEC
 from models.settings import InputError
@@ -60,6 +61,9 @@ def serve_model(
     if not (model_folder / SPEC).exists():
         raise InputError(f"{model_folder} holds no classifier: there is no {SPEC} in it.")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    replicas = settings.min_replicas
+    what = "a replica" if replicas == 1 else f"{replicas} replicas"
+    room_for(replicas * settings.cpus, replicas * settings.gpus, what, "serve.min_replicas, serve.cpus or serve.gpus")
     _start(settings)
     application = Classifier.options(  # type: ignore[attr-defined]
         max_ongoing_requests=settings.max_queued + _BEYOND_QUEUE,
@@ -160,7 +164,7 @@ def _reason() -> str:
     application = ray_serve.status().applications.get(APPLICATION)
     messages = [deployment.message for deployment in application.deployments.values()] if application else []
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    return lines[-1].rpartition("InputError: ")[2] if lines else ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -167,9 +167,10 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def refuse_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        path = request.scope["path"][:80]
         sentence = {
-            404: f"There is nothing at {request.url.path[:80]}; /docs tells what there is.",
-            405: f"{request.method[:20]} is not allowed at {request.url.path[:80]}; see /docs.",
+            404: f"There is nothing at {path}; /docs tells what there is.",
+            405: f"{request.method[:20]} is not allowed at {path}; see /docs.",
         }.get(error.status_code, str(error.detail))
         return ProblemError(error.status_code, sentence, error.headers).response()
 

@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.report_config import CheckpointUploadMode
 from upath import UPath
 
+from cluster.connect import room_for
 from cluster.store import ClusterError, is_local
 from models.settings import InputError
 from pipelines.progress import Progress
@@ -75,6 +76,8 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
     wanted: int | tuple[int, int] = settings.workers
     gpus = ray.cluster_resources().get("GPU", 0) > 0
     room = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0) / (1 if gpus else settings.threads))
+    if room == 0:
+        room_for(settings.threads, int(gpus), "a training worker", "finetune.threads")
     if room < settings.workers:
         wanted = (1, settings.workers)
         progress.console.print(
