@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from models.labels import LabelColumn, spans
 from models.settings import InputError, Settings
 from models.text import TextSettings
+from models.weights import naming_damaged_file
 
 SPEC = "classifier.json"
 
@@ -59,11 +60,20 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Classi
     """The model (float32, in evaluation mode), its tokenizer and its spec.
 
     Raises:
-        InputError: the folder holds no classifier.
+        InputError: the folder holds no classifier, or one of its files is missing or damaged.
     """
     try:
         spec = ClassifierSpec.model_validate_json((folder / SPEC).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no classifier: there is no {SPEC} in it.") from error
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    return model.eval(), AutoTokenizer.from_pretrained(folder), spec
+    except ValueError as error:
+        raise InputError(f"{folder / SPEC} is damaged: copy or make it again.") from error
+    try:
+        with naming_damaged_file(folder):
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True
+            )
+        return model.eval(), AutoTokenizer.from_pretrained(folder), spec
+    except (OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"{folder} holds no classifier that can be loaded: {reason}") from error

@@ -1,15 +1,26 @@
 """Encoders with a classification head: from pretrained weights, or from scratch."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from models.classifier import label_config
 from models.labels import LabelColumn
 from models.settings import InputError
+from models.weights import naming_damaged_file
+
+_DROPOUT = re.compile(r"(dropout|dropout_prob|dropout_rate|pdrop)$")
+"""How the dropout probabilities of transformers' configs end: attention_dropout, hidden_dropout_prob, attn_pdrop ..."""
 
 
 def build_classifier(
@@ -28,7 +39,7 @@ def build_classifier(
     probability of the encoder; `head_only` freezes the encoder (and its dropout).
 
     Raises:
-        InputError: `pretrained` is no encoder that transformers can load.
+        InputError: `pretrained` is no encoder that transformers can load, or the encoder knows no dropout.
     """
     torch.manual_seed(seed)
     settings = label_config(tuple(labels))
@@ -36,15 +47,16 @@ def build_classifier(
         shape = dict(shape or {})
         shape.setdefault("intermediate_size", 4 * shape.get("hidden_size", 256))
         config = AutoConfig.for_model(architecture, **shape, **settings)
-        _set_dropout(config, dropout)
+        set_dropout(config, dropout)
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     else:
         try:
             config = AutoConfig.from_pretrained(pretrained, **settings)
-            _set_dropout(config, dropout)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                pretrained, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
-            )
+            set_dropout(config, dropout)
+            with naming_damaged_file(pretrained, "finetune.encoder: "):
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    pretrained, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
+                )
         except (OSError, ValueError, KeyError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"finetune.encoder: {pretrained} is no encoder that can be loaded: {reason}") from error
@@ -60,9 +72,35 @@ def set_training(model: PreTrainedModel) -> None:
         model.base_model.eval()
 
 
-def _set_dropout(config: Any, dropout: float | None) -> None:
+def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Gives the model and its tokenizer the same padding id, and returns it.
+
+    It is the tokenizer's, else the model's, else that of the end of a text: a decoder such as GPT-2 has none of its
+    own. Decoders find a text's last token by it and refuse batches without one.
+    """
+    config = model.config.get_text_config()
+    known = (tokenizer.pad_token_id, config.pad_token_id, tokenizer.eos_token_id)
+    # Some configs say -1 for none.
+    pad = next((id for id in known if id is not None and id >= 0), 0)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    config.pad_token_id = model.config.pad_token_id = pad
+    return int(pad)
+
+
+def set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
+    """Replaces every dropout probability of a config, under whatever name; None leaves them.
+
+    Raises:
+        InputError: the config has none.
+    """
     if dropout is None:
         return
-    for name in vars(config):
-        if "dropout" in name and isinstance(getattr(config, name), float):
-            setattr(config, name, dropout)
+    found = False
+    for part in (config, config.get_text_config()):
+        for name, value in vars(part).items():
+            if _DROPOUT.search(name) and not isinstance(value, bool):
+                setattr(part, name, dropout)
+                found = True
+    if not found:
+        raise InputError(f"finetune.dropout: the encoder ({config.model_type}) has no dropout to set; leave it out.")

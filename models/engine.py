@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from models.batches import CPU_PADDING, GPU_PADDING, group_by_length
 from models.classifier import ClassifierSpec, load
+from models.encoders import set_padding
 from models.labels import LabelColumn, spans, total_classes
 from models.precision import Precision, autocast, supported
 from models.settings import InputError
@@ -193,7 +194,7 @@ def load_engine(
         temperature: by label column, what its logits are divided by; 1 where absent.
 
     Raises:
-        InputError: the folder holds no classifier, or one without a fast tokenizer.
+        InputError: the folder holds no classifier, a damaged one, or one without a fast tokenizer.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -204,9 +205,7 @@ def load_engine(
     backend = Tokenizer.from_str(backend.to_str())
     backend.no_padding()
     backend.enable_truncation(spec.max_length)
-    pad_id = next((id for id in (tokenizer.pad_token_id, model.config.pad_token_id) if id is not None), 0)
-    # Decoder models find a text's last token by the padding id and refuse batches without one.
-    model.config.pad_token_id = pad_id
+    pad_id = set_padding(model, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not supported(device):
         precision = "fp32"

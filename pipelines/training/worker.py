@@ -15,7 +15,7 @@ from upath import UPath
 from cluster.store import local_copy, upload_tree
 from models.checkpoints import trained
 from models.classifier import ClassifierSpec, save
-from models.encoders import build_classifier
+from models.encoders import build_classifier, set_padding
 from models.feed import Feed
 from models.objectives import ClassificationObjective
 from models.precision import agreed
@@ -56,11 +56,12 @@ def train_lanes(job: WorkerJob, reporter: Reporter, rank: int, workers: int, dev
     nn.Module.to(model, device)
     with local_copy(prepared.tokenizer_folder) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder)
+    pad = set_padding(model, tokenizer)
     reader = LaneReader(
         job.feed,
         lambda number: read_feed_chunk(prepared, job.feed, number),
         range(rank, job.feed.lanes, workers),
-        tokenizer.pad_token_id or 0,
+        pad,
     )
     optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
     steps = settings.epochs * job.feed.steps
@@ -80,7 +81,7 @@ def train_lanes(job: WorkerJob, reporter: Reporter, rank: int, workers: int, dev
     trainer.precision = state.precision = state.precision or agreed(settings.precision, device)
 
     def validate() -> dict[str, float]:
-        measured = validation_metrics(prepared, trainer, job.spec.labels, tokenizer.pad_token_id or 0)
+        measured = validation_metrics(prepared, trainer, job.spec.labels, pad)
         return {settings.metric: metric_of(measured, settings.metric, job.spec.labels), **measured}
 
     names = settings.trackers if rank == 0 else ()
