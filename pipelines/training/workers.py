@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.api.report_config import CheckpointUploadMode
 from upath import UPath
 
 from cluster.connect import room_for
+from cluster.logs import causes
 from cluster.store import ClusterError, is_local
 from models.settings import InputError
 from pipelines.progress import Progress
@@ -33,6 +34,19 @@ class Outcome:
 
     state: FitState
     workers: int
+
+
+class MistakesEndTheRun(ray.train.UserCallback):
+    """Ends all workers as soon as one meets a user's mistake: the others would wait for it, and no restart mends it.
+
+    It is raised in Ray Train's controller, whose own errors are not retried.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raises the mistake, if a worker met one."""
+        for error in worker_exceptions.values():
+            if isinstance(error, InputError):
+                raise InputError(str(error))
 
 
 class RayReporter:
@@ -71,7 +85,12 @@ class RayReporter:
 
 
 def train(job: WorkerJob, progress: Progress) -> Outcome:
-    """Runs the job's workers to the end, from the last checkpoint where there is one."""
+    """Runs the job's workers to the end, from the last checkpoint where there is one.
+
+    Raises:
+        InputError: a worker met a mistake of the user's.
+        ClusterError: workers were lost too often, or nothing more can be written.
+    """
     settings = job.settings
     wanted: int | tuple[int, int] = settings.workers
     gpus = ray.cluster_resources().get("GPU", 0) > 0
@@ -97,18 +116,16 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[MistakesEndTheRun()],
             **_storage(job.work),
         ),
     )
     with _showing(bulletin, progress):
         try:
-            trainer.fit()
+            outcome: Outcome = trainer.fit().return_value
         except TrainingFailedError as error:
             raise _explained(error) from error
-    news = ray.get(bulletin.read.remote())
-    if "mistake" in news:
-        raise InputError(news["mistake"])
-    return Outcome(FitState(**news["state"]), news["workers"])
+    return outcome
 
 
 def _storage(work: UPath) -> dict[str, Any]:
@@ -119,13 +136,13 @@ def _storage(work: UPath) -> dict[str, Any]:
 
 def _explained(error: TrainingFailedError) -> Exception:
     """The user's own mistake where a worker met one, else what ended the run."""
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    for failure in failures.values():
+    _, *failures = causes(error)
+    for failure in failures:
         if isinstance(failure, InputError | ClusterError):
             return type(failure)(str(failure))
         if isinstance(failure, OSError) and failure.errno:
             return ClusterError(f"a training worker failed: {failure}; run the same command again to go on.")
-    reason = next((str(failure).strip().splitlines()[-1] for failure in failures.values()), str(error))
+    reason = next((str(failure).strip().splitlines()[-1] for failure in failures), str(error))
     return ClusterError(f"training ended early: {reason}; run the same command again to go on.")
 
 
@@ -155,18 +172,11 @@ def _showing(bulletin: Any, progress: Progress) -> Iterator[None]:
             thread.join()
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    """What each worker runs (from the start, after every restart)."""
+def _train_worker(config: dict[str, Any]) -> Outcome:
+    """What each worker runs (from the start, after every restart); the first one's outcome is the run's."""
     job: WorkerJob = config["job"]
     settings, context = job.settings, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(settings.threads)
-    reporter = RayReporter(config["bulletin"], rank)
-    try:
-        state = train_lanes(job, reporter, rank, workers, get_device())
-    except InputError as error:
-        # Every worker meets the same mistake, and starting again would not mend it.
-        reporter.news({"mistake": str(error)})
-        return
-    if rank == 0:
-        ray.get(config["bulletin"].post.remote({"state": asdict(state), "workers": workers}))
+    state = train_lanes(job, RayReporter(config["bulletin"], rank), rank, workers, get_device())
+    return Outcome(state, workers)

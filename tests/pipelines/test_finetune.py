@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from transformers import AutoModelForSequenceClassification
 
 from cluster.store import Artifact, ClusterError, Store
 from models.classifier import load
+from models.feed import Feed
 from models.settings import InputError
 from pipelines import finetune
 from pipelines.finetune import FinetuneSettings, ScratchEncoder
 from pipelines.progress import Progress
 from pipelines.stage import Task
+from pipelines.training.lanes import feed_over
 from tests.making import make_encoder, make_prepared, open_store, read_json
 
 
@@ -190,6 +193,37 @@ def test_divergence_is_told_in_a_sentence(store: Store, prepared: Artifact, enco
     task = make_task(store, prepared, "diverged", encoder=str(encoder), learning_rate=1e30, clip=1e30)
     with pytest.raises(InputError, match=r"epoch 0, step \d+.*learning[_ ]rate"):
         finetune.run(task)
+
+
+@dataclass(frozen=True)
+class FeedWithAFaultyLane(Feed):
+    """Meets a mistake where only the worker that owns lane 1 sees it."""
+
+    met: str = ""
+
+    def draw_seed(self, epoch: int, step: int, lane: int) -> int:
+        if (step, lane) == (3, 1):
+            with Path(self.met).open("a") as file:
+                file.write("once")
+            raise InputError("row 7 of tickets.csv is broken.")
+        return super().draw_seed(epoch, step, lane)
+
+
+def test_a_mistake_that_one_worker_meets_ends_all_at_once(
+    store: Store, prepared: Artifact, encoder: Path, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met = tmp_path / "met"
+
+    def faulty(*arguments: Any) -> Feed:
+        return FeedWithAFaultyLane(**asdict(feed_over(*arguments)), met=str(met))
+
+    monkeypatch.setattr(finetune, "feed_over", faulty)
+    task = make_task(store, prepared, "mistaken", encoder=str(encoder), workers=2)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"^row 7 of tickets.csv is broken\.$"):
+        finetune.run(task)
+    assert time.monotonic() - started < 120
+    assert met.read_text() == "once"
 
 
 def test_an_encoder_that_is_none_is_told(tmp_path: Path) -> None:
