@@ -63,7 +63,7 @@ format: $(READY) ## Write the code as ruff would.
 	@$(BIN)/ruff format .
 
 bench: $(READY) ## Measure what the README claims.
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@for script in prepare finetune; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
 
 docs: $(READY) ## The documentation, into site/.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
