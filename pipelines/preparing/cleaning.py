@@ -1,6 +1,8 @@
 """The cleaning steps between decoding and duplicates: where, repair, normalise, length, labels."""
 
+import json
 import re
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,16 +51,21 @@ def clean(sieve: Sieve, settings: DataSettings, cleaning: CleaningSettings, give
     _given(sieve, settings, given)
     columns = {name: sieve.table[name] for name in ("position", "line", "given", *texts)}
     columns |= {f"label:{label.column}": sieve.table[f"label:{label.column}"] for label in settings.labels}
-    columns |= {f"column:{name}": sieve.table[internal_name(name, settings)] for name in settings.columns}
+    columns |= {f"column:{name}": _written(sieve.table[internal_name(name, settings)]) for name in settings.columns}
     sieve.table = pa.table(columns)
+
+
+def _written(column: Any) -> Any:
+    """A column to keep; one of lists as JSON, since another unit's may hold none."""
+    if pa.types.is_string(column.type):
+        return column
+    cells = [cell if cell is None else json.dumps(cell, ensure_ascii=False) for cell in column.to_pylist()]
+    return pa.array(cells, pa.string())
 
 
 def _where(sieve: Sieve, settings: DataSettings) -> None:
     for column, pattern in settings.where.items():
-        try:
-            search = re.compile(pattern).search
-        except re.error as error:
-            raise InputError(f"data.where.{column}: {pattern!r} is no regular expression: {error}.") from error
+        search = re.compile(pattern).search
         cells = whole(sieve.table[internal_name(column, settings)]).to_pylist()
         bad = np.array(
             [cell is None or not search(cell if isinstance(cell, str) else str(cell)) for cell in cells], bool

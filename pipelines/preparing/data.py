@@ -86,12 +86,16 @@ class DataSettings(Settings):
         return where
 
     @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The column of the text, and that of the second text of pairs."""
+        return (self.text, self.text_pair) if self.text_pair else (self.text,)
+
+    @property
     def used_columns(self) -> tuple[str, ...]:
         """The columns that are read, each once."""
-        pair = [self.text_pair] if self.text_pair else []
         split = [self.split] if self.split else []
         labels = [label.column for label in self.labels]
-        return tuple(dict.fromkeys([self.text, *pair, *labels, *self.columns, *self.where, *split]))
+        return tuple(dict.fromkeys([*self.text_columns, *labels, *self.columns, *self.where, *split]))
 
 
 def split_name(value: str) -> str | None:

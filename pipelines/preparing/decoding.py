@@ -3,25 +3,27 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
+from models.settings import InputError
+from pipelines.preparing.cells import as_text, is_unicode, plain, shown
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.formats import Source, csv_reader, delimiter_of
 from pipelines.preparing.pickles import load_plain_columns
-from pipelines.preparing.sieve import Sieve, whole
+from pipelines.preparing.sieve import Sieve
 from pipelines.preparing.units import Unit
 
 csv.field_size_limit(2**31 - 1)
 
 Record = list[Any]
 _NOT_UTF8 = "not UTF-8"
+_BATCH_ROWS = 2**14
 
 
 class Decoded:
@@ -35,15 +37,19 @@ class Decoded:
 
 def decode(unit: Unit, settings: DataSettings) -> Decoded:
     """Reads a unit. Its table has `position`, `line` and the columns that the recipe uses (see `internal_name`);
-    all are strings, but lists of strings where a multi-label column holds lists.
+    all are strings, but lists of strings where the source has lists.
+
+    Raises:
+        InputError: the source cannot be read, or its text column holds no text.
     """
     if unit.source.format in ("parquet", "datasets"):
         return _from_table(unit, _read_rows(unit, settings), settings)
     if unit.source.format == "pickle":
         columns = load_plain_columns(UPath(unit.source.path))
-        records = list(zip(*(columns[name] for name in settings.used_columns), strict=True))
-        good = [(number, number, [plain(cell) for cell in record]) for number, record in enumerate(records)]
-        return _from_records(unit, good, [], len(records), len(records), settings)
+        names = settings.used_columns
+        cells = zip(*(columns[name] for name in names), strict=True)
+        rows = (dict(zip(names, row, strict=True)) for row in cells)
+        return _sorted_out(unit, ((number, *_record(row, settings)) for number, row in enumerate(rows)), settings)
     with unit.source.open() as stream:
         stream.seek(unit.start)
         content = stream.read(unit.stop - unit.start)
@@ -57,19 +63,33 @@ def decode(unit: Unit, settings: DataSettings) -> Decoded:
         "jsonl": _json_records,
         "text": _text_records,
     }
-    good, bad = [], []
-    position = -1
-    for position, (line, record, reason) in enumerate(readers[unit.source.format](text, unit.source, settings)):
-        if reason:
-            bad.append((line, reason, record))
-        else:
-            good.append((position, line, record))
-    lines = content.count(b"\n")
-    return _from_records(unit, good, bad, position + 1, lines, settings)
+    decoded = _sorted_out(unit, readers[unit.source.format](text, unit.source, settings), settings)
+    decoded.lines = content.count(b"\n")
+    return decoded
 
 
 _Read = tuple[int, Any, str]
 """A line, the record (or its text, when it is bad) and why it is bad."""
+
+
+def _sorted_out(unit: Unit, records: Iterable[_Read], settings: DataSettings) -> Decoded:
+    good, bad = [], []
+    position = -1
+    for position, (line, record, reason) in enumerate(records):
+        if reason:
+            bad.append((line, reason, record))
+        else:
+            good.append((position, line, record))
+    return _from_records(unit, good, bad, position + 1, position + 1, settings)
+
+
+def _record(cells: Mapping[str, Any], settings: DataSettings) -> tuple[Any, str]:
+    """The cells that the recipe uses, as text; or what is shown of a row without a text, and why it has none."""
+    for name in settings.text_columns:
+        if isinstance(cells.get(name), list | tuple | dict):
+            content = json.dumps(cells[name], ensure_ascii=False, default=plain)
+            return content, f"{name} holds a list or an object, not a text"
+    return [plain(cells.get(name)) for name in settings.used_columns], ""
 
 
 def _csv_records(text: str, source: Source, settings: DataSettings) -> Iterable[_Read]:
@@ -81,13 +101,12 @@ def _csv_records(text: str, source: Source, settings: DataSettings) -> Iterable[
         if len(record) == width:
             yield line, [record[index] for index in indices], ""
         elif record:
-            shown = delimiter_of(source.format).join(record)
-            yield line, shown, f"{len(record)} fields where the header has {width}"
+            content = delimiter_of(source.format).join(record)
+            yield line, content, f"{len(record)} fields where the header has {width}"
         line = reader.line_num
 
 
 def _json_records(text: str, source: Source, settings: DataSettings) -> Iterable[_Read]:
-    names = settings.used_columns
     for line, content in enumerate(text.split("\n")):
         if not content.strip():
             continue
@@ -97,7 +116,7 @@ def _json_records(text: str, source: Source, settings: DataSettings) -> Iterable
             yield line, content, f"broken JSON: {error}"
             continue
         if isinstance(value, dict):
-            yield line, [plain(value.get(name)) for name in names], ""
+            yield line, *_record(value, settings)
         else:
             yield line, content, "not a JSON object"
 
@@ -107,23 +126,6 @@ def _text_records(text: str, source: Source, settings: DataSettings) -> Iterable
     lines = text.split("\n")
     for line, content in enumerate(lines[:-1] if lines[-1] == "" else lines):
         yield line, [content.removesuffix("\r")] * width, ""
-
-
-def plain(value: Any) -> Any:
-    """A cell as text (or a list of texts), the same for every format: true, 3, 0.5; None where it is missing."""
-    match value:
-        case None | str():
-            return value
-        case bool():
-            return "true" if value else "false"
-        case float():
-            return None if value != value else str(int(value)) if value.is_integer() else repr(value)
-        case list() | tuple():
-            return [text for item in value if (text := plain(item)) is not None]
-        case dict():
-            return json.dumps(value, ensure_ascii=False)
-        case _:
-            return str(value)
 
 
 def _from_records(
@@ -137,10 +139,10 @@ def _from_records(
     except UnicodeEncodeError:  # surrogates: bytes that are not UTF-8, or half a pair in a JSON escape
         whole = []
         for item in good:
-            if _is_unicode(item[2]):
+            if is_unicode(item[2]):
                 whole.append(item)
             else:
-                bad.append((item[1], _NOT_UTF8, _shown(item[2][0])))
+                bad.append((item[1], _NOT_UTF8, shown(item[2][0])))
         return _from_records(unit, whole, bad, rows, lines, settings)
     table = pa.table(
         {"position": pa.array(positions, pa.int64()), "line": pa.array(numbers, pa.int64())}
@@ -150,7 +152,7 @@ def _from_records(
     if bad:
         bad.sort(key=lambda item: item[0])
         bad_lines = pa.array([item[0] for item in bad], pa.int64())
-        sieve.reject("decode", bad_lines, [_shown(item[1]) for item in bad], [_shown(item[2]) for item in bad])
+        sieve.reject("decode", bad_lines, [shown(item[1]) for item in bad], [shown(item[2]) for item in bad])
     return Decoded(sieve, rows, lines)
 
 
@@ -166,18 +168,6 @@ def _column(cells: tuple[Any, ...]) -> pa.Array:
     return pa.array(cells, pa.string())
 
 
-def _is_unicode(cells: Record) -> bool:
-    try:
-        json.dumps(cells, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _shown(text: Any) -> str:
-    return str(text).encode("utf-8", "replace").decode()
-
-
 def _read_rows(unit: Unit, settings: DataSettings) -> pa.Table:
     """Rows `start` to `stop` of a source that is a table."""
     names = list(settings.used_columns)
@@ -187,14 +177,16 @@ def _read_rows(unit: Unit, settings: DataSettings) -> pa.Table:
         data = datasets.load_from_disk(unit.source.path).select_columns(names).with_format("arrow")
         return data[unit.start : unit.stop]
     with unit.source.open() as stream:
-        file = pq.ParquetFile(stream)
+        # Neither is a row group held whole (as by pre_buffer), nor a batch of it larger than the unit.
+        file = pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
+        most = min(unit.stop - unit.start, _BATCH_ROWS)
         pieces, first = [], 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             start, stop = max(unit.start - first, 0), min(unit.stop - first, rows)
             if start < stop:
                 seen = 0
-                for batch in file.iter_batches(row_groups=[group], columns=names, use_threads=False):
+                for batch in file.iter_batches(most, [group], names, use_threads=False):
                     low, high = max(start - seen, 0), min(stop - seen, len(batch))
                     if low < high:
                         pieces.append(batch.slice(low, high - low))
@@ -209,27 +201,15 @@ def _from_table(unit: Unit, table: pa.Table, settings: DataSettings) -> Decoded:
     rows = len(table)
     positions = pa.array(np.arange(rows))
     columns = {"position": positions, "line": pa.array(np.arange(rows) + unit.start)}
+    bad = np.zeros(rows, bool)
     for name in settings.used_columns:
-        columns[internal_name(name, settings)] = _as_text(table[name], unit.source.class_names.get(name))
-    return Decoded(Sieve(pa.table(columns), unit.source.path), rows, 0)
-
-
-def _as_text(column: Any, class_names: list[str] | None) -> Any:
-    """An Arrow column as strings, or lists of strings, spelled as `plain` does."""
-    column = whole(column)
-    kind = column.type
-    if pa.types.is_string(kind):
-        return column
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        cells = [plain(_named(cell, class_names)) for cell in column.to_pylist()]
-        return pa.array(cells, pa.list_(pa.string()))
-    if class_names:
-        indices = pc.if_else(pc.less(column, 0), None, column)
-        return pc.take(pa.array(class_names, pa.string()), indices)
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_large_string(kind):
-        return pc.cast(column, pa.string())
-    return pa.array([plain(cell) for cell in column.to_pylist()], pa.string())
-
-
-def _named(cell: Any, class_names: list[str] | None) -> Any:
-    return [class_names[item] for item in cell] if class_names and cell is not None else cell
+        kind = table[name].type
+        if name in settings.text_columns and pa.types.is_nested(kind):
+            raise InputError(f"{unit.source.path}: {name} holds {kind}, not text; name a column of strings.")
+        cells, wrong = as_text(table[name], unit.source.class_names.get(name))
+        columns[internal_name(name, settings)] = cells
+        if settings.undecodable == "reject":
+            bad |= wrong
+    sieve = Sieve(pa.table(columns), unit.source.path)
+    sieve.drop("decode", bad, _NOT_UTF8)
+    return Decoded(sieve, rows, 0)

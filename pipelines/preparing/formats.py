@@ -1,17 +1,24 @@
 """One file to read: its format, its columns, where its rows begin."""
 
+import contextlib
 import csv
 import io
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from aiohttp import ClientError as HttpError
+from botocore.exceptions import BotoCoreError, ClientError
 from upath import UPath
 
 from models.settings import InputError
+from pipelines.locate import reason_of, telling_read_errors
 from pipelines.prepared import SPLITS
 from pipelines.preparing.data import DataSettings, split_name
 from pipelines.preparing.pickles import load_plain_columns
@@ -32,6 +39,7 @@ EXTENSIONS = {
 }
 """The format that a file's name tells."""
 _HEAD = 2**20
+_READ_ERRORS = (OSError, ValueError, BotoCoreError, ClientError, HttpError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Source:
     path: str
     format: str
     size: int
-    """Bytes."""
+    """Bytes; of Parquet, uncompressed: what it takes to work on it."""
     split: str | None = None
     """The split that the recipe gives it."""
     columns: tuple[str, ...] = ()
@@ -52,17 +60,25 @@ class Source:
     class_names: dict[str, list[str]] = field(default_factory=dict)
     """Names of integer classes, where the file records them (the ClassLabel of `datasets`)."""
 
-    def open(self) -> Any:
-        """The file's bytes.
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Any]:
+        """The file's bytes, for as long as the context lasts.
 
         Raises:
-            InputError: it cannot be read on this node.
+            InputError: it cannot be read on this node, is damaged, or breaks off.
         """
         path = UPath(self.path)
-        try:
-            return path.fs.open(path.path, "rb")
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be read on the node {platform.node()}: {error}.") from error
+        with (
+            telling_read_errors(f"{self.path} (on the node {platform.node()})", _READ_ERRORS),
+            path.fs.open(path.path, "rb") as stream,
+        ):
+            yield stream
+
+
+def format_of(path: UPath) -> str | None:
+    """The format that a file's name (of a web page's URL, what stands before `?`) tells."""
+    name = urlsplit(str(path)).path if path.protocol in ("http", "https") else path.name
+    return EXTENSIONS.get(PurePosixPath(name).suffix.lower())
 
 
 def saved_by_datasets(path: UPath) -> bool:
@@ -74,11 +90,16 @@ def look(path: UPath, settings: DataSettings, split: str | None) -> list[Source]
     """A file, or each split in a folder saved by `datasets`, with what its beginning tells.
 
     Raises:
-        InputError: it is empty, or not of the format that it should be.
+        InputError: it cannot be read, is empty, or not of the format that it should be.
     """
-    kind = settings.format
+    with telling_read_errors(path, _READ_ERRORS):
+        return _look(path, settings, split)
+
+
+def _look(path: UPath, settings: DataSettings, split: str | None) -> list[Source]:
+    kind: str | None = settings.format
     if kind == "auto":
-        kind = "datasets" if path.is_dir() else EXTENSIONS.get(path.suffix.lower(), "unknown")  # type: ignore[assignment]
+        kind = "datasets" if path.is_dir() else format_of(path)
     if kind == "datasets":
         return _datasets(path, split)
     if path.is_dir():
@@ -160,13 +181,14 @@ def look_at_parquet(path: UPath, split: str | None) -> Source:
     """
     try:
         with path.fs.open(path.path, "rb") as stream:
-            file = pq.ParquetFile(stream)
-            schema, rows = file.schema_arrow, file.metadata.num_rows
+            file = pq.ParquetFile(stream, pre_buffer=False)
+            schema, footer = file.schema_arrow, file.metadata
     except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}.") from error
+        raise InputError(f"{path} is not a Parquet file, or is damaged: {reason_of(error)}.") from error
+    size = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    size = int(path.stat().st_size)
-    return Source(str(path), "parquet", size, split, tuple(schema.names), rows, class_names=class_names(features))
+    names = class_names(features)
+    return Source(str(path), "parquet", size, split, tuple(schema.names), footer.num_rows, class_names=names)
 
 
 def _datasets(path: UPath, split: str | None) -> list[Source]:

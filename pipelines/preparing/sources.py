@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from upath import UPath
 
 from models.settings import InputError
-from pipelines.locate import identity, locate
+from pipelines.locate import identity, locate, telling_read_errors
 from pipelines.prepared import SPLITS
 from pipelines.preparing.data import DataSettings, split_name
 from pipelines.preparing.formats import EXTENSIONS, Source, look, look_at_parquet, saved_by_datasets
@@ -85,21 +85,26 @@ def expand(reference: str) -> list[UPath]:
     Raises:
         InputError: there is none.
     """
-    if any(sign in reference for sign in "*?["):
+    # In the URL of a page these signs are plain ones, and there is no listing to match.
+    if not reference.startswith(("http://", "https://")) and any(sign in reference for sign in "*?["):
         position = min(reference.index(sign) for sign in "*?[" if sign in reference)
         base, _, _ = reference[:position].rpartition("/")
         pattern = reference[len(base) + 1 :] if base else reference
-        if base.startswith("package://"):
+        if base.endswith(":/"):
+            base += "/"
+        elif base.startswith("package://"):
             base += "/."
         folder = locate(base or ("/" if reference.startswith("/") else "."))
-        files = sorted((path for path in folder.glob(pattern) if path.is_file()), key=str)
+        with telling_read_errors(reference):
+            files = sorted((path for path in folder.glob(pattern) if path.is_file()), key=str)
         if not files:
             raise InputError(f"{reference} matches no file (looked in {folder}).")
         return files
     path = locate(reference)
-    if not path.is_dir() or saved_by_datasets(path):
-        return [path]
-    files = sorted((entry for entry in path.iterdir() if entry.suffix.lower() in EXTENSIONS), key=str)
+    with telling_read_errors(reference):
+        if not path.is_dir() or saved_by_datasets(path):
+            return [path]
+        files = sorted((entry for entry in path.iterdir() if entry.suffix.lower() in EXTENSIONS), key=str)
     if not files:
         known = ", ".join(dict.fromkeys(EXTENSIONS.values()))
         raise InputError(f"{reference} is a folder without data files; known forms are {known}.")

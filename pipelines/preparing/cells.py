@@ -1,0 +1,97 @@
+"""Cells as text, the same from every format: what is spelled how, and what is no UTF-8."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.preparing.sieve import mask, whole
+
+_BYTES = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+
+def plain(value: Any) -> Any:
+    """A cell as text (or a list of texts), the same for every format: true, 3, 0.5; None where it is missing."""
+    match value:
+        case None | str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return None if value != value else str(int(value)) if value.is_integer() else repr(value)
+        case list() | tuple():
+            return [text for item in value if (text := plain(item)) is not None]
+        case dict():
+            return json.dumps(value, ensure_ascii=False, default=plain)
+        case bytes():
+            return value.decode("utf-8", "surrogateescape")
+        case _:
+            return str(value)
+
+
+def is_unicode(cells: list[Any]) -> bool:
+    """Whether the texts have no surrogates: bytes that were no UTF-8, or half a pair in a JSON escape."""
+    try:
+        json.dumps(cells, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(text: Any) -> str:
+    """A text as it can be shown: with `?` for surrogates."""
+    return str(text).encode("utf-8", "replace").decode()
+
+
+def as_text(column: Any, class_names: list[str] | None) -> tuple[pa.Array, NDArray[np.bool_]]:
+    """An Arrow column as strings, or lists of strings, spelled as `plain` does; and where it is no UTF-8, which is
+    replaced there.
+    """
+    column = whole(column)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if any(is_kind(kind) for is_kind in _BYTES):
+        return _utf8(column)
+    fine = np.zeros(len(column), bool)
+    if class_names and pa.types.is_integer(kind):
+        indices = pc.if_else(pc.less(column, 0), None, column)
+        return pc.take(pa.array(class_names, pa.string()), indices), fine
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return pc.cast(column, pa.string()), fine
+    listed = any(is_kind(kind) for is_kind in _LISTS)
+    wanted = pa.list_(pa.string()) if listed else pa.string()
+    cells = [plain(_named(cell, class_names)) if listed else plain(cell) for cell in column.to_pylist()]
+    try:
+        return pa.array(cells, wanted), fine
+    except UnicodeEncodeError:
+        wrong = np.array([not is_unicode([cell]) for cell in cells], bool)
+        mended = [cell if cell is None else [shown(item) for item in cell] if listed else shown(cell) for cell in cells]
+        return pa.array(mended, wanted), wrong
+
+
+def _utf8(column: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
+    # Nothing makes the writers of Parquet keep to UTF-8, so strings are looked at as bytes are.
+    content = pc.cast(column, pa.binary())
+    try:
+        return pc.cast(content, pa.string()), np.zeros(len(column), bool)
+    except pa.ArrowInvalid:
+        cells = content.to_pylist()
+        mended = pa.array([cell if cell is None else cell.decode("utf-8", "replace") for cell in cells], pa.string())
+        return mended, mask(pc.not_equal(pc.cast(mended, pa.binary()), content))
+
+
+def _named(cell: Any, class_names: list[str] | None) -> Any:
+    return [class_names[item] for item in cell] if class_names and cell is not None else cell
