@@ -219,6 +219,7 @@ def predict(
     from recipes.endpoint import calibration
 
     loaded, store, stages = _plan(recipe, overrides)
+    columns = {name: given for name, given in (("text", text), ("text_pair", text_pair)) if given}
     with _working(loaded.store) as terminal:
         progress = _progress(terminal.err)
         artifacts = _completed(stages, store, progress, loaded.name)
@@ -227,15 +228,11 @@ def predict(
             out,
             artifacts["finetune"].path / "model",
             calibration(artifacts["evaluate"]),
-            text=text or loaded.data.text,
-            text_pair=text_pair or loaded.data.text_pair,
+            data=loaded.data.model_copy(update=columns),
             progress=progress,
             every_class=every_class,
         )
-    _say(
-        f"{done.rows:,} rows to {done.out} in {done.seconds:,.1f} s; "
-        f"{done.missing:,} without a text, {done.truncated:,} cut to the classifier's length."
-    )
+    _say(done.sentence)
 
 
 @app.command(epilog='Example: shoal serve recipes/airline.yaml --ask "my flight was late again"')

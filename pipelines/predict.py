@@ -6,7 +6,8 @@ output, which appears whole or not at all. After a crash the same command answer
 a part's rows are decided by the source alone. On several machines OUT must be where all of them can write.
 
 The output has the source's columns and those of `pipelines.predicting.predictions`, and `truncated`: whether the
-text was cut. Rows without a text keep their place, with null answers.
+text was cut. Rows without a text keep their place, with null answers; so do those whose text is not UTF-8, which
+`pipelines.predicting.reading` tells.
 """
 
 import hashlib
@@ -20,31 +21,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 from upath import UPath
 
-from cluster.store import ClusterError, local_copy, remove_tree, telling_storage_errors, write_whole
+from cluster.store import ClusterError, is_local, remove_tree, telling_storage_errors, write_whole
 from models.classifier import SPEC, ClassifierSpec
-from models.engine import Encoded, load_engine
 from models.labels import total_classes
 from models.precision import Precision
 from models.settings import InputError
 from pipelines.locate import identity
+from pipelines.predicting.answering import Answerer, AnswerPlan, as_rows, read_parts
+from pipelines.predicting.joining import join
 from pipelines.predicting.predictions import prediction_columns
-from pipelines.predicting.whole_output import Kind, kind_of, whole_output
+from pipelines.predicting.reading import Given, files_to_predict, input_identity
+from pipelines.predicting.whole_output import Kind, is_there, kind_of
 from pipelines.preparing.data import DataSettings
-from pipelines.preparing.formats import Source
-from pipelines.preparing.sources import find_sources, sources_identity
-from pipelines.predicting.tables import as_text, conform, read_schema, read_tables, unified_schema, write_parquet
 from pipelines.progress import Progress
 
 PART_ROWS = 2048
-_FORMAT = 1
+_FORMAT = 2
 _SMALL_BYTES = 2**20
 # Fractions, so that as many engines as there are cores leave room for a reader: else they would wait for each other.
 _ENGINE_CPUS, _READER_CPUS = 0.9, 0.05
@@ -58,22 +55,25 @@ class Predicted:
     rows: int
     missing: int
     """Rows without a text, whose answers are null."""
+    unreadable: int
+    """Rows whose text is not UTF-8, whose answers are null, too."""
+    skipped: int
+    """Lines that `data.skip_rows` left out."""
     truncated: int
     """Texts that were cut to the classifier's length."""
     seconds: float
 
-
-@dataclass(frozen=True)
-class _Plan:
-    """What each process needs to know."""
-
-    folder: str
-    model: str
-    temperature: dict[str, float]
-    text: str
-    text_pair: str | None
-    every_class: bool
-    precision: Precision
+    @property
+    def sentence(self) -> str:
+        """The same for people."""
+        told = [f"{self.missing:,} without a text", f"{self.truncated:,} cut to the classifier's length"]
+        if self.unreadable:
+            told.append(
+                f"{self.unreadable:,} not UTF-8 and so without an answer (data.undecodable=replace answers them)"
+            )
+        if self.skipped:
+            told.append(f"{self.skipped:,} lines skipped (data.skip_rows)")
+        return f"{self.rows:,} rows to {self.out} in {self.seconds:,.1f} s; {', '.join(told)}."
 
 
 def predict_file(
@@ -82,8 +82,7 @@ def predict_file(
     model_folder: UPath,
     temperature: Mapping[str, float] | None = None,
     *,
-    text: str,
-    text_pair: str | None = None,
+    data: DataSettings,
     progress: Progress,
     every_class: bool = False,
     precision: Precision = "bf16",
@@ -95,39 +94,41 @@ def predict_file(
         out: a name ending in .parquet or .csv makes one file, any other a folder of Parquet files.
         model_folder: the classifier, as `finetune` writes it.
         temperature: by label column, from `evaluate`'s calibration.json.
-        text: the column with the text; of .txt files, which have no columns, each line is one.
-        text_pair: the column with the second text, for a classifier of pairs.
+        data: the recipe's: the columns with the text and the second text, and how files are read.
         progress: where the user is told how far it is.
         every_class: whether each class's probability is written, not only the likeliest one's.
         precision: of the computation; bf16 only where the hardware has it.
 
     Raises:
         InputError: the source cannot be read or lacks the column, or `out` cannot be made of it.
-        ClusterError: the output cannot be written.
+        ClusterError: the output cannot be written, or a part of it was lost.
     """
     started = time.monotonic()
     target = UPath(out) if "://" in out else UPath(Path(out).expanduser().absolute())
     kind = kind_of(target)
     spec = _spec(model_folder)
-    _check(target, kind, spec, text_pair)
-    if source.lower().endswith((".txt", ".text")):
-        text = "text"
-    settings = DataSettings(source=source, text=text, text_pair=text_pair)
+    # A listing remembered from before another process wrote would hide what is there.
+    target.fs.invalidate_cache()
+    _check(target, kind, spec, data.text_pair)
     folder = target.with_name(f"{target.name}.partial")
-    plan = _Plan(str(folder), str(model_folder), dict(temperature or {}), text, text_pair, every_class, precision)
-    _resume(folder, [_FORMAT, asdict(plan), sources_identity(settings), identity([model_folder])])
-    sources = find_sources(settings, folder / "fetched")
-    _check_names(sources, spec, plan)
+    plan = AnswerPlan(str(folder), str(model_folder), dict(temperature or {}), data.text_pair, every_class, precision)
+    decides = [_FORMAT, PART_ROWS, asdict(plan), input_identity(source, data), identity([model_folder])]
+    _resume(folder, decides)
+    files = files_to_predict(source, data, folder / "fetched")
+    _check_names(files, spec, plan)
     with telling_storage_errors(str(folder)):
         finished = {entry.name for entry in folder.iterdir()}
-        _run(sources, plan, finished, progress)
-        parts = sorted(entry for entry in folder.iterdir() if entry.name.startswith("part-"))
+    parts = _run(files, plan, finished, progress)
     if not parts:
+        remove_tree(folder)
         raise InputError(f"{source} has no rows.")
+    folder.fs.invalidate_cache()
     with telling_storage_errors(str(target)):
-        rows, missing, truncated = _join(parts, target, kind, spec, progress)
+        joined = join(folder, parts, target, kind, spec, progress)
     remove_tree(folder)
-    return Predicted(str(target), rows, missing, truncated, round(time.monotonic() - started, 1))
+    skipped = sum(settings.skip_rows for source, settings in files if source.format in ("csv", "tsv"))
+    seconds = round(time.monotonic() - started, 1)
+    return Predicted(str(target), **asdict(joined), skipped=skipped, seconds=seconds)
 
 
 def _spec(model: UPath) -> ClassifierSpec:
@@ -138,7 +139,7 @@ def _spec(model: UPath) -> ClassifierSpec:
 
 
 def _check(target: UPath, kind: Kind, spec: ClassifierSpec, text_pair: str | None) -> None:
-    if kind == "folder" and target.exists():
+    if kind == "folder" and is_there(target):
         raise InputError(f"{target} exists already; remove it or choose another place for the predictions.")
     if kind != "folder" and target.is_dir():
         raise InputError(f"{target} is a folder; choose another name for the predictions.")
@@ -148,12 +149,15 @@ def _check(target: UPath, kind: Kind, spec: ClassifierSpec, text_pair: str | Non
         raise InputError(f"the classifier takes single texts, so there is no use for text_pair={text_pair!r}.")
 
 
-def _check_names(sources: list[Source], spec: ClassifierSpec, plan: _Plan) -> None:
+def _check_names(files: list[Given], spec: ClassifierSpec, plan: AnswerPlan) -> None:
     """Refuses a source with a column that the output would have twice."""
     width = total_classes(spec.labels)
-    added = [*prediction_columns(spec.labels, np.zeros((0, width)), {}, every_class=plan.every_class), "truncated"]
-    for source in sources:
-        if twice := [name for name in added if name in source.columns]:
+    added = {*prediction_columns(spec.labels, np.zeros((0, width)), {}, every_class=plan.every_class), "truncated"}
+    for source, _ in files:
+        names = source.columns
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{source.path} names the column {twice[0]!r} twice; rename one.")
+        if twice := [name for name in names if name in added]:
             raise InputError(f"{source.path} has a column {twice[0]!r} already, which the predictions add; rename it.")
 
 
@@ -166,46 +170,65 @@ def _resume(folder: UPath, decides: list[Any]) -> None:
             if marker.read_text(encoding="utf-8") == digest:
                 return
         remove_tree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        if is_local(folder):  # An object store needs no folders, and s3fs would make a missing bucket.
+            folder.mkdir(parents=True, exist_ok=True)
         write_whole(marker, digest)
 
 
-def _run(sources: list[Source], plan: _Plan, finished: set[str], progress: Progress) -> None:
-    """Answers every part that is not finished."""
-    small = sum(source.size for source in sources) <= _SMALL_BYTES
-    total = sum(source.rows for source in sources) if all(source.rows for source in sources) else None
-    done, started = 0, time.monotonic()
+def _run(files: list[Given], plan: AnswerPlan, finished: set[str], progress: Progress) -> dict[str, int]:
+    """Answers every part that is not finished; gives the rows of each part, by name.
+
+    Raises:
+        ClusterError: fewer parts or rows were answered than the readers counted.
+    """
+    small = sum(source.size for source, _ in files) <= _SMALL_BYTES
+    total = sum(source.rows for source, _ in files) if all(source.rows for source, _ in files) else None
+    answers = _answer_here if small else _answer_on_cluster
+    parts: dict[str, int] = {}
+    counted: list[tuple[int, int]] = []
+    done, answered, started = 0, 0, time.monotonic()
     with progress.step("predict", total) as step:
-        for row in _answer_here(sources, plan, finished) if small else _answer_on_cluster(sources, plan, finished):
+        for row in answers(files, plan, finished):
             if row["mistake"]:
                 raise (ClusterError if row["kind"] == "ClusterError" else InputError)(row["mistake"])
+            if not row["name"]:
+                counted.append((int(row["parts"]), int(row["rows"])))
+                continue
+            parts[row["name"]] = int(row["rows"])
+            answered += 0 if row["name"] in finished else int(row["rows"])
             done += int(row["rows"])
-            step.update(done, f"{done / (time.monotonic() - started):,.0f} texts/s")
+            step.update(done, f"{answered / (time.monotonic() - started):,.0f} texts/s")
+    read = [sum(column) for column in zip(*counted, strict=True)] or [0, 0]
+    if len(counted) < len(files) or read != [len(parts), done]:
+        raise ClusterError(
+            f"{read[1]:,} rows in {read[0]:,} parts were read from {len(counted)} of {len(files)} files, but "
+            f"{done:,} in {len(parts):,} were answered; run the same command again."
+        )
+    return parts
 
 
-def _answer_here(sources: list[Source], plan: _Plan, finished: set[str]) -> Iterator[dict[str, Any]]:
+def _answer_here(files: list[Given], plan: AnswerPlan, finished: set[str]) -> Iterator[dict[str, Any]]:
     """Answers in this process: for what takes less time than starting others."""
-    answerer = _Answerer(plan, threads=None)
-    for file in _files(sources):
-        for part in _read_parts({name: [value] for name, value in file.items()}, finished):
+    answerer = Answerer(plan, threads=None)
+    for file in as_rows(files):
+        for part in read_parts({name: [value] for name, value in file.items()}, PART_ROWS, finished):
             yield {name: values[0] for name, values in answerer(part).items()}
 
 
-def _answer_on_cluster(sources: list[Source], plan: _Plan, finished: set[str]) -> Iterator[dict[str, Any]]:
+def _answer_on_cluster(files: list[Given], plan: AnswerPlan, finished: set[str]) -> Iterator[dict[str, Any]]:
     """Answers in a pool of engines, one for each GPU or else each CPU."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     resources: dict[str, float] = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    files = _files(sources)
-    data: Any = ray.data.from_items(files, override_num_blocks=len(files))
+    data: Any = ray.data.from_items(as_rows(files), override_num_blocks=len(files))
     # Each part is a block of its own: so the engines share them out and few wait in memory.
     data.context.target_max_block_size = 1
     data.context.enable_progress_bars = False
     parts = data.map_batches(
-        _read_parts, fn_args=(finished,), batch_size=1, num_cpus=_READER_CPUS, batch_format="numpy"
+        read_parts, fn_args=(PART_ROWS, finished), batch_size=1, num_cpus=_READER_CPUS, batch_format="numpy"
     )
     answers = parts.map_batches(
-        _Answerer,
+        Answerer,
         fn_constructor_args=(plan,),
         batch_size=1,
         batch_format="numpy",
@@ -214,94 +237,3 @@ def _answer_on_cluster(sources: list[Source], plan: _Plan, finished: set[str]) -
         num_gpus=1 if gpus else 0,
     )
     yield from answers.iter_rows()
-
-
-def _files(sources: list[Source]) -> list[dict[str, Any]]:
-    return [{"number": number, "source": json.dumps(asdict(source))} for number, source in enumerate(sources)]
-
-
-def _read_parts(batch: Mapping[str, Any], finished: set[str]) -> Iterator[dict[str, Any]]:
-    """The parts of one file, each as one row: its name and its table as Arrow's bytes."""
-    source = Source(**json.loads(batch["source"][0]))
-    number = int(batch["number"][0])
-    try:
-        for position, table in enumerate(read_tables(source, PART_ROWS)):
-            name = f"part-{number:06d}-{position:08d}.parquet"
-            if name not in finished:
-                sink = pa.BufferOutputStream()
-                with pa.ipc.new_stream(sink, table.schema) as writer:
-                    writer.write_table(table)
-                yield {"name": [name], "table": [sink.getvalue().to_pybytes()], "mistake": [""]}
-    except InputError as error:
-        # Told through the data: raised here, Ray would wrap it in several others.
-        yield {"name": [""], "table": [b""], "mistake": [str(error)]}
-
-
-class _Answerer:
-    """An actor with a loaded engine."""
-
-    def __init__(self, plan: _Plan, threads: int | None = 1) -> None:
-        self.plan = plan
-        with local_copy(UPath(plan.model)) as folder:
-            self.engine = load_engine(folder, precision=plan.precision, threads=threads)
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Answers one part and writes it."""
-        if batch["mistake"][0]:
-            return {"rows": [0], "mistake": [batch["mistake"][0]], "kind": ["InputError"]}
-        table = pa.ipc.open_stream(batch["table"][0]).read_all()
-        path = UPath(self.plan.folder) / str(batch["name"][0])
-        try:
-            with telling_storage_errors(self.plan.folder):
-                write_parquet(self.answer(table), path)
-        except (InputError, ClusterError) as error:
-            return {"rows": [0], "mistake": [str(error)], "kind": [type(error).__name__]}
-        return {"rows": [len(table)], "mistake": [""], "kind": [""]}
-
-    def answer(self, table: pa.Table) -> pa.Table:
-        """The table with the predictions' columns added."""
-        plan, labels = self.plan, self.engine.spec.labels
-        texts = _texts(table, plan.text)
-        pairs = _texts(table, plan.text_pair) if plan.text_pair else None
-        present = np.array([bool(text and text.strip()) for text in texts], bool)
-        if pairs is not None:
-            present &= np.array([pair is not None for pair in pairs], bool)
-        which = np.flatnonzero(present)
-        asked = [pairs[i] or "" for i in which] if pairs is not None else None
-        encoded: list[Encoded] = self.engine.encode([texts[i] or "" for i in which], asked) if len(which) else []
-        logits = np.zeros((len(table), total_classes(labels)), np.float32)
-        logits[which] = self.engine.logits(encoded)
-        if not np.isfinite(logits).all():
-            raise InputError(f"the classifier {plan.model} gives numbers that are not finite: its training has failed.")
-        truncated = np.zeros(len(table), bool)
-        truncated[which] = [one.truncated for one in encoded]
-        found = prediction_columns(labels, logits, plan.temperature, every_class=plan.every_class, present=present)
-        for name, values in {**found, "truncated": pa.array(truncated, mask=~present)}.items():
-            table = table.append_column(name, values)
-        return table
-
-
-def _texts(table: pa.Table, name: str) -> list[str | None]:
-    if name not in table.column_names:
-        # Of jsonl: none of the part's objects has the key.
-        return [None] * len(table)
-    return [as_text(value) for value in table[name].to_pylist()]
-
-
-def _join(
-    parts: list[UPath], target: UPath, kind: Kind, spec: ClassifierSpec, progress: Progress
-) -> tuple[int, int, int]:
-    """Joins the parts into the output; tells its rows, those without a text, and the texts cut."""
-    schema = unified_schema(read_schema(part) for part in parts)
-    answered = f"predicted:{spec.labels[0].name}"
-    rows = missing = truncated = 0
-    with whole_output(target, kind, schema) as writer, progress.step("join", len(parts)) as step:
-        for position, part in enumerate(parts):
-            with part.fs.open(part.path, "rb") as stream:
-                table = conform(pq.read_table(stream), schema)
-            writer.write(table)
-            rows += len(table)
-            missing += table[answered].null_count
-            truncated += pc.sum(table["truncated"]).as_py() or 0
-            step.update(position + 1)
-    return rows, missing, truncated

@@ -1,14 +1,17 @@
 """An output of any size that appears whole or not at all: one Parquet file, a folder of them, or one csv file.
 
 It is written under another name and renamed at the end. An object store has no renaming: there a file is written on
-this machine first and sent at the end, and a folder is whole when it holds `_SUCCESS`, which is sent last.
+this machine first and sent at the end, and a folder is whole when it holds `_SUCCESS`, which is sent last. The other
+name follows from the target's, so that the next try removes what a killed one left.
 """
 
 import contextlib
 import csv
+import hashlib
+import os
+import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,11 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cluster.store import is_local, upload_tree
+from cluster.store import is_local, remove_tree, upload_tree
 from pipelines.predicting.tables import as_text
 
 Kind = Literal["parquet", "csv", "folder"]
 _FILE_ROWS = 2**20
+_SUCCESS = "_SUCCESS"
+_FILE = re.compile(r"part-\d{5}\.parquet")
 
 
 class Writer(Protocol):
@@ -38,32 +43,56 @@ def kind_of(target: UPath) -> Kind:
     return kinds.get(target.suffix.lower(), "folder")
 
 
+def is_there(target: UPath) -> bool:
+    """Whether there is something at `target` that is not the unfinished output of an earlier try."""
+    if is_local(target):
+        return target.exists()
+    # A folder without its marker is unfinished; but what is no output of ours is not for us to overwrite.
+    return (target / _SUCCESS).exists() or any(
+        not _FILE.fullmatch(name[len(target.path) :].lstrip("/")) for name in target.fs.find(target.path)
+    )
+
+
 @contextlib.contextmanager
 def whole_output(target: UPath, kind: Kind, schema: pa.Schema) -> Iterator[Writer]:
     """A writer; what it wrote stands at `target` when the block ends without an error, and nowhere else."""
-    if not is_local(target):
-        with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
-            local = Path(folder) / target.name
-            with _written(local, kind, schema) as writer:
+    if is_local(target):
+        final = Path(target.path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with _scratch(final.with_name(f".{final.name}.unfinished")) as partial:
+            with _written(partial, kind, schema) as writer:
                 yield writer
-            if kind == "folder":
-                upload_tree(local, target)
-                (target / "_SUCCESS").write_bytes(b"")
-            else:
-                target.fs.put_file(str(local), target.path)
+            partial.replace(final)
         return
-    final = Path(target.path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-    try:
-        with _written(partial, kind, schema) as writer:
+    digest = hashlib.sha256(f"{os.getuid()} {target}".encode()).hexdigest()[:16]
+    with _scratch(Path(tempfile.gettempdir()) / f"shoal-{digest}") as folder:
+        folder.mkdir(mode=0o700)
+        local = folder / target.name
+        with _written(local, kind, schema) as writer:
             yield writer
-        partial.replace(final)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
+        if kind == "folder":
+            remove_tree(target)
+            upload_tree(local, target)
+            (target / _SUCCESS).write_bytes(b"")
         else:
-            partial.unlink(missing_ok=True)
+            target.fs.put_file(str(local), target.path)
+
+
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A name that is free while the block begins and when it has ended."""
+    _remove(path)
+    try:
+        yield path
+    finally:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

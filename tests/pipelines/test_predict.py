@@ -21,6 +21,12 @@ from models.engine import load_engine
 from models.settings import InputError
 from pipelines import predict
 from pipelines.predict import predict_file
+from pipelines.predicting.joining import Joined
+from pipelines.predicting.reading import read_tables
+from pipelines.preparing.data import DataSettings
+from pipelines.preparing.decoding import decode
+from pipelines.preparing.formats import look
+from pipelines.preparing.units import Unit
 from pipelines.progress import Progress
 from tests.pipelines.tiny import MOOD, TOPIC, make_classifier, sentence
 
@@ -46,9 +52,15 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]
     return path
 
 
-def answer(source: Path, out: Path, model: Path, **more: object) -> predict.Predicted:
-    more = {"text": "text", "precision": "fp32", "progress": Progress(), **more}
-    return predict_file(str(source), str(out), UPath(model), **more)  # type: ignore[arg-type]
+def answer(file: Path | str, out: Path | str, model: Path, **more: object) -> predict.Predicted:
+    data = {name: more.pop(name) for name in DataSettings.model_fields if name in more}
+    more = {
+        "data": DataSettings.model_validate({"source": "recipe.csv", **data}),
+        "precision": "fp32",
+        "progress": Progress(),
+        **more,
+    }
+    return predict_file(str(file), str(out), UPath(model), **more)  # type: ignore[arg-type]
 
 
 def test_every_row_keeps_its_place_and_columns_and_gets_the_engine_s_answer(model: Path, tmp_path: Path) -> None:
@@ -121,12 +133,15 @@ def test_values_of_several_types_and_late_keys_survive(
     [
         ("a.csv", b"texts\ncat\n", {}, "has no column 'text'; did you mean 'texts'"),
         ("a.csv", b"text,n\ncat,1\ndog,2,3\n", {}, "a.csv, line 3: 3 fields where the header names 2"),
-        ("a.csv", b'text\n"never closed\n', {}, "a.csv, line 2: unexpected end of data"),
+        ("a.csv", b'text\n"never closed\n', {}, "a.csv, line 2: a quote opens in this row and is never closed"),
         ("a.jsonl", b'{"text": "cat"}\n{"text": \n', {}, "a.jsonl, line 2: no JSON"),
         ("a.jsonl", b'{"text": "cat"}\n["dog"]\n', {}, "a.jsonl, line 2: a JSON object is needed"),
         ("a.csv", b"text,truncated\ncat,1\n", {}, "has a column 'truncated' already"),
         ("a.csv", b"text\n", {}, "has no rows"),
         ("a.csv", b"text\ncat\n", {"text_pair": "text"}, "takes single texts"),
+        ("a.csv", b"text,n,n\ncat,1,2\n", {}, "a.csv names the column 'n' twice"),
+        ("a.jsonl", b'{"body": "cat"}\n', {}, "a.jsonl has no column 'text'; there are body"),
+        ("a.parquet", b"PAR1, says who?", {}, "a.parquet is not a Parquet file"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_leaves_no_output(
@@ -153,10 +168,122 @@ def test_what_is_not_there_or_in_the_way_is_told(model: Path, tmp_path: Path) ->
         answer(tmp_path / "a.txt", tmp_path / "kept.csv", model)
 
 
+def test_a_damaged_or_odd_file_among_others_is_named(model: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out.parquet"
+    folder.mkdir()
+    with pytest.raises(InputError, match=r"/in is a folder without data files; known forms are csv"):
+        answer(folder, out, model)
+    pq.write_table(pa.table({"text": ["cat"] * 10}), folder / "a.parquet")
+    pq.write_table(pa.table({"body": ["cat"] * 10}), folder / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet has no column 'text'; there are body"):
+        answer(folder, out, model)
+    pq.write_table(pa.table({"text": [["cat"]]}), folder / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet: text holds list<.*>, not text; name a column of strings"):
+        answer(folder, out, model)
+    pq.write_table(pa.table({"text": texts(5000)}), folder / "b.parquet", row_group_size=2500, compression="none")
+    content = bytearray((folder / "b.parquet").read_bytes())
+    second = pq.read_metadata(folder / "b.parquet").row_group(1).column(0)
+    begin = second.dictionary_page_offset or second.data_page_offset
+    content[begin : begin + second.total_compressed_size] = b"\xff" * second.total_compressed_size
+    (folder / "b.parquet").write_bytes(content)
+    with pytest.raises(InputError, match=r"b\.parquet is damaged after row 2,"):
+        answer(folder, out, model)
+    assert not out.exists()
+    pq.write_table(pa.table({"text": ["cat", "dog"]}), folder / "b.parquet")
+    assert answer(folder, out, model).rows == 12
+
+
 def test_bytes_that_are_no_text_are_replaced(model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfcat\n\xff\xfe dog\r\nowl")
     answer(tmp_path / "a.txt", tmp_path / "out.parquet", model)
     assert pq.read_table(tmp_path / "out.parquet")["text"].to_pylist() == ["cat", "\ufffd\ufffd dog", "owl"]
+
+
+def write_undecodable(path: Path) -> None:
+    """Three rows: the text of the second is not UTF-8, nor is the note of the third."""
+    rows = [("1", b"cat", b"a"), ("2", b"\xff dog", b"b"), ("3", b"owl", b"\xff")]
+    match path.suffix:
+        case ".csv":
+            path.write_bytes(b"id,text,note\n" + b"".join(b"%s,%s,%s\n" % (i.encode(), t, n) for i, t, n in rows))
+        case ".jsonl":
+            line = b'{"id": "%s", "text": "%s", "note": "%s"}\n'
+            path.write_bytes(b"".join(line % (i.encode(), t, n) for i, t, n in rows))
+        case _:
+            ids, *columns = zip(*rows, strict=True)
+            raw = [pa.array(column, pa.binary()) for column in columns]
+            strings = [pa.Array.from_buffers(pa.string(), 3, column.buffers()) for column in raw]
+            pq.write_table(pa.table({"id": ids, "text": strings[0], "note": strings[1]}), path)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_text_that_is_not_utf8_keeps_its_place_without_an_answer_and_is_told(
+    model: Path, tmp_path: Path, form: str
+) -> None:
+    source, out = tmp_path / f"a.{form}", tmp_path / "out.parquet"
+    write_undecodable(source)
+    done = answer(source, out, model)
+    assert (done.rows, done.missing, done.unreadable) == (3, 0, 1)
+    assert "1 not UTF-8 and so without an answer" in done.sentence
+    found = pq.read_table(out)
+    assert found.select(["id", "text", "note"]).to_pydict() == {
+        "id": ["1", "2", "3"],
+        "text": ["cat", "\ufffd dog", "owl"],
+        "note": ["a", "b", "\ufffd"],
+    }
+    assert [value is None for value in found["predicted:topic"].to_pylist()] == [False, True, False]
+    done = answer(source, out, model, source=f"recipe.{form}", undecodable="replace")
+    assert (done.unreadable, "UTF-8" in done.sentence) == (0, False)
+    assert pq.read_table(out)["predicted:topic"].null_count == 0
+
+
+def read_back(out: Path) -> list[str]:
+    return [str(text) for text in pq.read_table(out)["text"].to_pylist()]
+
+
+def test_the_recipe_s_reading_rules_hold_for_files_of_its_format(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    (tmp_path / "a.tsv").write_text('id\ttext\n----\t----\n1\t"cat\n2\tdog" good\n')
+    rules = {"source": "recipe.tsv", "skip_rows": 1, "quotes": False}
+    done = answer(tmp_path / "a.tsv", out, model, **rules)
+    assert (done.rows, done.skipped) == (2, 1)
+    assert read_back(out) == ['"cat', 'dog" good']
+    assert done.sentence.endswith("1 lines skipped (data.skip_rows).")
+    # The recipe's data are tsv: what holds for them says nothing of a csv file.
+    (tmp_path / "a.csv").write_text('id,text\n1,"cat, ""good"""\n2,dog\n')
+    done = answer(tmp_path / "a.csv", out, model, **rules)
+    assert (done.rows, done.skipped, read_back(out)) == (2, 0, ['cat, "good"', "dog"])
+
+
+def test_the_recipe_s_format_counts_where_a_name_tells_none(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    (tmp_path / "export.dat").write_text("id\ttext\n1\tcat\n")
+    with pytest.raises(InputError, match="its name does not tell the format"):
+        answer(tmp_path / "export.dat", out, model)
+    answer(tmp_path / "export.dat", out, model, source="other.dat", format="tsv")
+    assert read_back(out) == ["cat"]
+    pq.write_table(pa.table({"text": ["dog"]}), tmp_path / "a.parquet")
+    answer(tmp_path / "a.parquet", out, model, source="other.dat", format="tsv")
+    assert read_back(out) == ["dog"]
+    (tmp_path / "lines.log").write_text("owl\n")
+    answer(tmp_path / "lines.log", out, model, source="other.dat", format="text", text="body")
+    assert read_back(out) == ["owl"]
+
+
+def test_prepare_and_predict_read_the_same_rows(tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_bytes(b'\xef\xbb\xbftext,n\r\n"a ""b"" c",1\r\n"d\ne"f,2\n g "h",3\n\n"",4\n,5')
+    for quotes in (True, False):
+        settings = DataSettings(source=str(path), skip_rows=1 - quotes, quotes=quotes)
+        (source,) = look(UPath(path), settings, None)
+        content = path.read_bytes()
+        prepared = decode(Unit(source, source.header_bytes, len(content)), settings).sieve.table["text"].to_pylist()
+        if quotes:
+            assert prepared == ['a "b" c', "d\nef", ' g "h"', "", ""]
+            read = [text for table in read_tables(source, settings, 2) for text in table["text"].to_pylist()]
+            assert read == prepared
+        else:  # Without quotes a row is broken there: prepare rejects it, predict stops at its line.
+            with pytest.raises(InputError, match="line 3: 1 fields where the header names 2"):
+                list(read_tables(source, settings, 2))
 
 
 def test_a_cluster_answers_as_this_process_does(
@@ -177,10 +304,12 @@ _KILLED = """
 import sys
 from upath import UPath
 from pipelines import predict
+from pipelines.preparing.data import DataSettings
 from pipelines.progress import Progress
 predict.PART_ROWS, predict._SMALL_BYTES = 50, 2**30
 source, out, model = sys.argv[1:]
-predict.predict_file(source, out, UPath(model), text="text", precision="fp32", progress=Progress())
+data = DataSettings(source="recipe.csv")
+predict.predict_file(source, out, UPath(model), data=data, precision="fp32", progress=Progress())
 """
 
 
@@ -199,13 +328,13 @@ def test_a_killed_run_goes_on_from_its_parts(model: Path, tmp_path: Path, monkey
     assert not out.exists()
     monkeypatch.setattr(predict, "PART_ROWS", 50)
     seen: list[dict[str, int]] = []
-    join = predict._join
+    join = predict.join
 
-    def watching(parts: list[UPath], *rest: object) -> tuple[int, int, int]:
-        seen.append({part.name: Path(part.path).stat().st_mtime_ns for part in parts})
-        return join(parts, *rest)  # type: ignore[arg-type]
+    def watching(folder: UPath, parts: dict[str, int], *rest: object) -> Joined:
+        seen.append({name: (Path(folder.path) / name).stat().st_mtime_ns for name in parts})
+        return join(folder, parts, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(predict, "_join", watching)
+    monkeypatch.setattr(predict, "join", watching)
     assert answer(source, out, model).rows == 5_000
     assert kept.items() <= seen[0].items(), "finished parts were made again"
     assert len(seen[0]) == 100
