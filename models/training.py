@@ -6,6 +6,7 @@ takes the same optimizer step. Nothing else is shared but the lanes' losses, onc
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -77,13 +78,21 @@ class LaneTrainer:
             dropout.use_stream(model)
         self.sums: GradientSum = FixedPointSum(self.parameters, sparse) if exact else FloatSum(self.parameters)
 
-    def step(self, epoch: int, step: int, flag: bool = False) -> StepResult:
+    def step(self, epoch: int, step: int, flag: bool = False) -> StepResult | None:
         """One optimizer step. `flag`, where the first worker sets it, reaches all workers in their results.
+
+        None, and no weight changes, where all lanes are dry: on every worker alike.
 
         Raises:
             InputError: the loss or a gradient is not finite; on every worker alike.
         """
         texts = sum(self.feed.lane_rows(epoch, step))
+        if not texts:
+            # The learning rate follows the place in the feed, even before the optimizer's first step.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+                self.schedule.step()
+            return None
         # Rows 0..L-1: each lane's loss; row L: the flag. Adding zeros is exact, so the sum is a gather.
         told = torch.zeros(self.feed.lanes + 1, dtype=torch.float64, device=self.device)
         told[-1] = float(flag and self.rank == 0)

@@ -121,7 +121,7 @@ def run(task: Task) -> dict[str, Any]:
     )
     outcome = train(job, task.progress)
     state = outcome.state
-    history = {"losses": state.losses, "validations": state.validations, "steps_per_epoch": feed.steps}
+    history = {"losses": state.losses, "validations": state.validations}
     (task.out / "history.json").write_text(json.dumps(history), encoding="utf-8")
     best = state.validations[state.best_epoch]
     metrics = {

@@ -26,7 +26,7 @@ class FitState:
     epoch: int = 0
     step: int = 0
     losses: list[float] = field(default_factory=list)
-    """Of each step since the beginning."""
+    """Of each step since the beginning; steps without texts have none."""
     validations: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
     best: float = float("-inf")
@@ -99,6 +99,8 @@ def fit(
             started = time.monotonic()
             result = trainer.step(state.epoch, state.step, flag=started - last_checkpoint > checkpoint_seconds)
             state.step += 1
+            if result is None:
+                continue
             state.losses.append(result.loss)
             state.texts += result.texts
             state.tokens += result.tokens
@@ -108,8 +110,10 @@ def fit(
                 tracker.log(len(state.losses), values)
             if time.monotonic() - last_news > _NEWS_SECONDS:
                 last_news = time.monotonic()
-                reporter.news(_news(state, epochs * feed.steps))
+                reporter.news(_news(state, feed.steps, epochs))
+            state.seconds += time.monotonic() - started
             if result.flag:
+                started = time.monotonic()
                 progress = asdict(state)
                 reporter.checkpoint(
                     lambda folder, progress=progress: save_state(  # type: ignore[misc]
@@ -118,7 +122,7 @@ def fit(
                     {"epoch": state.epoch, "step": state.step, "loss": result.loss},
                 )
                 last_checkpoint = time.monotonic()
-            state.seconds += time.monotonic() - started
+                state.seconds += last_checkpoint - started
         measured = validate()
         set_training(trainer.model)
         for tracker in trackers:
@@ -130,14 +134,14 @@ def fit(
         elif patience is not None and state.epoch - state.best_epoch >= patience:
             state.stopped_early = True
         state.epoch, state.step = state.epoch + 1, 0
-    reporter.news(_news(state, epochs * feed.steps))
+    reporter.news(_news(state, feed.steps, epochs))
     return state
 
 
-def _news(state: FitState, total: int) -> dict[str, Any]:
+def _news(state: FitState, epoch_steps: int, epochs: int) -> dict[str, Any]:
     return {
-        "steps": len(state.losses),
-        "total": total,
+        "steps": state.epoch * epoch_steps + state.step,
+        "total": epochs * epoch_steps,
         "loss": state.losses[-1] if state.losses else 0.0,
         "texts_per_second": state.texts_per_second,
         "padding_share": state.padding_share,

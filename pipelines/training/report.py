@@ -14,12 +14,10 @@ _SHOWN = 400
 def write_report(out: UPath, recipe: str, metric: str, history: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Writes `report.html` from the steps' losses and the epochs' validations."""
     losses: list[float] = history["losses"]
-    width = max(1, len(losses) // _SHOWN)
-    smooth = [
-        ((at + width / 2) / history["steps_per_epoch"], fmean(losses[at : at + width]))
-        for at in range(0, len(losses), width)
-    ]
     validations: list[dict[str, float]] = history["validations"]
+    width = max(1, len(losses) // _SHOWN)
+    per_epoch = len(losses) / len(validations)
+    smooth = [((at + width / 2) / per_epoch, fmean(losses[at : at + width])) for at in range(0, len(losses), width)]
     names = list(validations[0])
     rows = [[epoch + 1, *(float(measured[name]) for name in names)] for epoch, measured in enumerate(validations)]
     curve = [(epoch + 1.0, measured[metric]) for epoch, measured in enumerate(validations)]

@@ -23,14 +23,17 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files below `<artifact>/tensorboard`; after a restart from `step`, what came later is hidden."""
+    """Event files below `<artifact>/tensorboard`; after a restart from `step`, what came later is hidden.
+
+    Steps count from 1, so that a run which starts anew, before its first checkpoint, hides all of the last try.
+    """
 
     def __init__(self, folder: UPath, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         target = folder / "tensorboard"
         where = target.path if is_local(target) else str(target)
-        self._writer = SummaryWriter(where, purge_step=step if step else None)
+        self._writer = SummaryWriter(where, purge_step=step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

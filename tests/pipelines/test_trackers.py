@@ -12,19 +12,20 @@ SETTINGS = {"learning_rate": 1e-4}
 
 
 def test_tensorboard_hides_what_a_killed_worker_wrote_too_far(tmp_path: Path) -> None:
-    for first, value in ((0, 1.0), (3, 2.0)):
-        with tracking(["tensorboard"], UPath(tmp_path), first, "recipe", "abc", SETTINGS) as trackers:
-            for step in range(first, 6):
+    # Begun, begun anew before any checkpoint, and gone on from the checkpoint after step 3.
+    for done, value in ((0, 0.5), (0, 1.0), (3, 2.0)):
+        with tracking(["tensorboard"], UPath(tmp_path), done, "recipe", "abc", SETTINGS) as trackers:
+            for step in range(done + 1, 7):
                 trackers[0].log(step, {"train/loss": value})
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
-        (0, 1.0),
         (1, 1.0),
         (2, 1.0),
-        (3, 2.0),
+        (3, 1.0),
         (4, 2.0),
         (5, 2.0),
+        (6, 2.0),
     ]
 
 

@@ -12,7 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from upath import UPath
 
 from cluster.store import Artifact, Record
@@ -35,14 +43,19 @@ def sentence(draw: random.Random) -> tuple[str, int, list[int]]:
     return " ".join(words), topic, sorted({0: 0, 1: 2}[m] for m in mood)
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word."""
+def tokenizer(*, decoder: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word; a decoder's adds none, and knows none for padding."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *ANIMALS, *TOOLS, *MOODS, *REST]
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    inputs = ["input_ids", "attention_mask"]
+    if decoder:
+        names = {"unk_token": "[UNK]", "eos_token": "[SEP]", "model_input_names": inputs}
+        return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=MAX_LENGTH, **names)
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=MAX_LENGTH, **special)
+    names = {**special, "model_input_names": [*inputs, "token_type_ids"]}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=MAX_LENGTH, **names)
 
 
 def make_classifier(folder: Path, labels: Sequence[LabelColumn] = (TOPIC,), steps: int = 40) -> Path:
@@ -75,6 +88,20 @@ def make_classifier(folder: Path, labels: Sequence[LabelColumn] = (TOPIC,), step
     return folder
 
 
+def make_encoder(folder: Path, *, decoder: bool = False) -> Path:
+    """A BERT, or for `decoder` a GPT-2, of one layer with random weights."""
+    torch.manual_seed(0)
+    vocabulary = len(tokenizer())
+    encoder: PreTrainedModel
+    if decoder:
+        encoder = GPT2Model(GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=1, n_head=2, n_positions=32))
+    else:
+        size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        encoder = BertModel(BertConfig(vocab_size=vocabulary, **size, max_position_embeddings=32))
+    encoder.save_pretrained(folder)
+    return folder
+
+
 def make_prepared(
     folder: Path,
     labels: Sequence[LabelColumn] = (TOPIC,),
@@ -83,15 +110,24 @@ def make_prepared(
     noise: float = 0.1,
     missing: float = 0.0,
     chunk_rows: int = 64,
+    pair: bool = False,
+    decoder: bool = False,
 ) -> Path:
-    """A prepared dataset; a share `noise` of the topics is wrong, a share `missing` is absent."""
-    draw, encoder, number = random.Random(2), tokenizer(), 0
+    """A prepared dataset; a share `noise` of the topics is wrong, a share `missing` is absent.
+
+    For `pair`, each text stands beside another, which says nothing.
+    """
+    draw, encoder, number = random.Random(2), tokenizer(decoder=decoder), 0
     splits = {}
     for split, count in (rows or {"train": 400, "validation": 200, "test": 200}).items():
         drawn = [sentence(draw) for _ in range(count)]
         topics = [1 - topic if draw.random() < noise else topic for _, topic, _ in drawn]
         topics = [-1 if draw.random() < missing else topic for topic in topics]
-        ids = [encoder(text, truncation=True)["input_ids"] for text, _, _ in drawn]
+        partners = [" ".join(draw.choices(REST, k=2)) if pair else None for _ in drawn]
+        encoded = [
+            encoder(text, partner, truncation=True) for (text, _, _), partner in zip(drawn, partners, strict=True)
+        ]
+        ids = [one["input_ids"] for one in encoded]
         columns = {
             "row": pa.array(np.arange(number, number + count)),
             "text": pa.array([text for text, _, _ in drawn], pa.string()),
@@ -100,6 +136,9 @@ def make_prepared(
             "truncated": pa.array([False] * count, pa.bool_()),
             "column:channel": pa.array(draw.choices(("web", "mail", None), (90, 9, 1), k=count), pa.string()),
         }
+        if pair:
+            columns["text_pair"] = pa.array(partners, pa.string())
+            columns["token_type_ids"] = pa.array([one["token_type_ids"] for one in encoded], pa.list_(pa.int8()))
         if TOPIC in labels:
             columns["label:topic"] = pa.array(topics, pa.int32())
         if MOOD in labels:
@@ -110,7 +149,7 @@ def make_prepared(
         files = (SplitFile(name=f"{split}/part-00000.parquet", chunks=-(-count // chunk_rows)),) if count else ()
         splits[split] = SplitIndex(rows=count, chunk_rows=chunk_rows, files=files)
         number += count
-    index = Index(labels=tuple(labels), max_length=MAX_LENGTH, splits=splits, columns=("channel",))
+    index = Index(labels=tuple(labels), pair=pair, max_length=MAX_LENGTH, splits=splits, columns=("channel",))
     (folder / INDEX).write_text(index.model_dump_json(), encoding="utf-8")
     encoder.save_pretrained(folder / "tokenizer")
     return folder

@@ -1,0 +1,247 @@
+"""Fine-tuning in this process: every setting trains, and leaves a classifier that loads and learnt."""
+
+import contextlib
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from upath import UPath
+
+from models.engine import load_engine
+from models.feed import Feed
+from models.labels import LabelColumn, total_classes
+from pipelines import finetune
+from pipelines.finetune import FinetuneSettings, ScratchEncoder
+from pipelines.prepared import SplitIndex
+from pipelines.progress import Progress
+from pipelines.stage import Task
+from pipelines.training import fitting
+from pipelines.training.worker import WorkerJob, train_lanes
+from pipelines.training.workers import Outcome
+from tests.pipelines.tiny import MOOD, TOPIC, artifact, make_encoder, make_prepared
+
+ROWS = {"train": 96, "validation": 32, "test": 8}
+
+
+class KilledError(Exception):
+    """Stands for a worker's end."""
+
+
+class FolderReporter:
+    """Keeps checkpoints in a folder; the worker is killed `kill_after` checkpoints, if that is set."""
+
+    def __init__(self, folder: Path, kill_after: int | None = None) -> None:
+        self.folder, self.kill_after = folder, kill_after
+        self.taken: list[dict[str, float]] = []
+        self.told: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def restore(self) -> Iterator[Path | None]:
+        found = sorted(self.folder.glob("*")) if self.folder.exists() else []
+        yield found[-1] if found else None
+
+    def checkpoint(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
+        folder = self.folder / f"{len(list(self.folder.glob('*'))):03d}"
+        folder.mkdir(parents=True)
+        write(folder)
+        self.taken.append(metrics)
+        if len(self.taken) == self.kill_after:
+            raise KilledError
+
+    def news(self, values: dict[str, Any]) -> None:
+        self.told.append(values)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("gpt2"), decoder=True)
+
+
+Run = Callable[..., tuple[dict[str, Any], Path]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the stage with its one worker in this process; gives its metrics and its folder."""
+    torch.set_num_threads(1)
+
+    def run_stage(
+        settings: dict[str, Any],
+        labels: Sequence[LabelColumn] = (TOPIC,),
+        reporter: FolderReporter | None = None,
+        **data: Any,
+    ) -> tuple[dict[str, Any], Path]:
+        def train_here(job: WorkerJob, progress: Progress) -> Outcome:
+            carrying = reporter or FolderReporter(tmp_path / "checkpoints")
+            return Outcome(train_lanes(job, carrying, 0, 1, torch.device("cpu")), 1)
+
+        monkeypatch.setattr(finetune, "train", train_here)
+        prepared = tmp_path / "prepared"
+        if not prepared.exists():
+            make_prepared(prepared, labels, **({"rows": ROWS, "noise": 0.0, "chunk_rows": 16} | data))
+        defaults = {"epochs": 2, "learning_rate": 3e-3, "microbatch": 4, "trackers": ()}
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        chosen = FinetuneSettings(**(defaults | settings))
+        return finetune.run(
+            Task(chosen, {"prepare": artifact(prepared, "prepare")}, UPath(out), Progress(), "toy")
+        ), out
+
+    return run_stage
+
+
+def losses(out: Path) -> list[float]:
+    found: list[float] = json.loads((out / "history.json").read_text())["losses"]
+    return found
+
+
+def assert_usable(metrics: dict[str, Any], out: Path, labels: Sequence[LabelColumn] = (TOPIC,)) -> None:
+    """Finite losses, one validation an epoch, and a classifier that answers for each label column."""
+    assert all(math.isfinite(loss) for loss in losses(out))
+    assert len(losses(out)) == metrics["steps"]
+    history = json.loads((out / "history.json").read_text())
+    assert len(history["validations"]) == metrics["epochs"]
+    assert "Training loss" in (out / "report.html").read_text()
+    engine = load_engine(out / "model")
+    pairs = ["the"] if engine.spec.pair else None
+    (answer,) = engine.classify(["the very good cat"], pairs)
+    assert set(answer.labels) == {column.name for column in labels}
+    assert engine.logits(engine.encode(["cat"], pairs)).shape == (1, total_classes(labels))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"precision": "fp32"},
+        {"exact": False},
+        {"clip": 0.01},
+        {"label_smoothing": 0.2},
+        {"class_weights": "balanced"},
+        {"class_weights": {"tool": 3.0}},
+        {"schedule": "cosine"},
+        {"schedule": "constant", "warmup": 0.0},
+        {"weight_decay": 0.0, "dropout": 0.0},
+        {"lanes": 1},
+        {"lanes": 16},
+        {"metric": "accuracy", "patience": 1},
+        {"encoder": ScratchEncoder(hidden_size=32, layers=1, heads=2)},
+    ],
+    ids=str,
+)
+def test_every_setting_trains(settings: dict[str, Any], run: Run, bert: Path) -> None:
+    metrics, out = run({"encoder": str(bert)} | settings)
+    assert_usable(metrics, out)
+    assert metrics["precision"] == settings.get("precision", metrics["precision"])
+
+
+def test_the_rule_is_learnt(run: Run, bert: Path) -> None:
+    metrics, out = run({"encoder": str(bert), "epochs": 8, "dropout": 0.0})
+    assert metrics["validation.accuracy"] > 0.95
+    said = [
+        answer.labels["topic"].label for answer in load_engine(out / "model").classify(["the cat", "a very good axe"])
+    ]
+    assert said == ["animal", "tool"]
+
+
+def test_a_decoder_without_padding_token_learns_too(run: Run, gpt2: Path) -> None:
+    metrics, out = run({"encoder": str(gpt2), "epochs": 8, "dropout": 0.0}, decoder=True)
+    assert_usable(metrics, out)
+    assert metrics["validation.accuracy"] > 0.9
+    config = json.loads((out / "model" / "config.json").read_text())
+    assert config["pad_token_id"] == 3
+    assert config["attn_pdrop"] == config["embd_pdrop"] == config["resid_pdrop"] == 0.0
+
+
+def test_several_columns_one_of_them_multi_label(run: Run, bert: Path) -> None:
+    labels = (TOPIC, MOOD)
+    metrics, out = run({"encoder": str(bert), "metric": "mood.micro_f1", "class_weights": "balanced"}, labels)
+    assert_usable(metrics, out, labels)
+    assert {"validation.topic.accuracy", "validation.mood.micro_f1"} <= metrics.keys()
+
+
+def test_a_multi_label_column_alone_with_smoothing(run: Run, bert: Path) -> None:
+    metrics, out = run({"encoder": str(bert), "label_smoothing": 0.1}, (MOOD,))
+    assert_usable(metrics, out, (MOOD,))
+
+
+def test_pairs_of_texts(run: Run, bert: Path) -> None:
+    metrics, out = run({"encoder": str(bert)}, pair=True)
+    assert_usable(metrics, out)
+    assert load_engine(out / "model").spec.pair
+
+
+def test_rows_without_a_label_add_nothing(run: Run, bert: Path) -> None:
+    metrics, out = run({"encoder": str(bert)}, missing=0.5)
+    assert_usable(metrics, out)
+
+
+def test_only_the_head_is_trained(run: Run, bert: Path) -> None:
+    metrics, out = run({"encoder": str(bert), "tune": "head"})
+    assert_usable(metrics, out)
+    before, after = load_file(bert / "model.safetensors"), load_file(out / "model" / "model.safetensors")
+    assert all(torch.equal(after[f"bert.{name}"], value) for name, value in before.items())
+
+
+def test_it_stops_early_by_the_metric_asked_for(run: Run, bert: Path) -> None:
+    metrics, _ = run({"encoder": str(bert), "epochs": 20, "patience": 2, "learning_rate": 1e-9, "metric": "accuracy"})
+    assert metrics["stopped_early"]
+    assert metrics["epochs"] == 3
+    assert metrics["best_epoch"] == 1
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_steps_without_texts_change_nothing(run: Run, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unmerged(split: SplitIndex, lanes: int, microbatch: int, seed: int) -> Feed:
+        """As for stored chunks that are too large to be put together."""
+        return Feed(split.rows, split.chunk_rows, lanes, microbatch, seed)
+
+    monkeypatch.setattr(finetune, "feed_over", unmerged)
+    # The last of three chunks has 2 rows: it fills one of the four steps that a chunk lasts.
+    rows = {"train": 34, "validation": 16, "test": 4}
+    metrics, out = run({"encoder": str(bert), "lanes": 1, "epochs": 3}, rows=rows)
+    assert_usable(metrics, out)
+    assert metrics["steps"] == 3 * (4 + 4 + 1)
+    assert min(losses(out)) > 0
+
+
+def test_checkpoints_come_by_the_clock_and_a_killed_run_goes_on(
+    run: Run, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"encoder": str(bert), "epochs": 4, "checkpoint_seconds": 20.0, "trackers": ("tensorboard",)}
+    calm = FolderReporter(tmp_path / "calm")
+    _, out = run(settings, reporter=calm)
+    assert not calm.taken
+    wanted, model = losses(out), load_file(out / "model" / "model.safetensors")
+    shutil.rmtree(out / "tensorboard")
+
+    # The clock goes on by a second each time it is looked at.
+    ticks = itertools.count()
+    monkeypatch.setattr(fitting.time, "monotonic", lambda: float(next(ticks)))
+    killed, went_on = (FolderReporter(tmp_path / "checkpoints", kill_after) for kill_after in (3, None))
+    with pytest.raises(KilledError):
+        run(settings, reporter=killed)
+    _, out = run(settings, reporter=went_on)
+    places = [taken["epoch"] * len(wanted) / 4 + taken["step"] for taken in killed.taken + went_on.taken]
+    assert len(places) == 5
+    assert len(set(np.diff(places))) == 1, "neither an epoch's end nor a restart moves them"
+    assert losses(out) == wanted
+    found = load_file(out / "model" / "model.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in model.items())
+    curves = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [event.step for event in curves.Scalars("train/loss")] == list(range(1, len(wanted) + 1))
+    assert len(curves.Scalars("validation/accuracy")) == 4
