@@ -18,6 +18,7 @@ Columns of a row:
     column:NAME string        further columns that the recipe keeps (for slices)
 """
 
+import threading
 from collections import OrderedDict
 from functools import cached_property
 
@@ -72,12 +73,14 @@ class Index(Settings):
 class Prepared:
     """Reads a prepared dataset, a chunk or a split at a time.
 
-    Keeps the footers of the last few Parquet files it read; holds no state per row.
+    Keeps the footers of the last few Parquet files it read; holds no state per row. Several threads may read at once.
     """
 
     def __init__(self, folder: UPath) -> None:
         self.folder = folder
         self._open_files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        # An open Parquet file has one position, and the files open change as they are read.
+        self._lock = threading.Lock()
 
     @cached_property
     def index(self) -> Index:
@@ -94,15 +97,17 @@ class Prepared:
         group = chunk
         for file in self.index.splits[split].files:
             if group < file.chunks:
-                return self._file(file.name).read_row_group(group, columns=columns, use_threads=False)
+                with self._lock:
+                    return self._file(file.name).read_row_group(group, columns=columns, use_threads=False)
             group -= file.chunks
         raise IndexError(f"{split} has no chunk {chunk}")
 
     def read_split(self, split: str, columns: list[str] | None = None) -> pa.Table:
         """All rows of a split, in stored order: for the small ones (validation, test) and reports."""
-        return pa.concat_tables(
-            [self._file(file.name).read(columns=columns) for file in self.index.splits[split].files]
-        )
+        with self._lock:
+            return pa.concat_tables(
+                [self._file(file.name).read(columns=columns) for file in self.index.splits[split].files]
+            )
 
     def _file(self, name: str) -> pq.ParquetFile:
         if name in self._open_files:
