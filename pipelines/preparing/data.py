@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from models.settings import Settings
+from models.settings import InputError, Settings
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "datasets", "pickle"]
 
@@ -96,6 +96,30 @@ class DataSettings(Settings):
         split = [self.split] if self.split else []
         labels = [label.column for label in self.labels]
         return tuple(dict.fromkeys([*self.text_columns, *labels, *self.columns, *self.where, *split]))
+
+
+def splits_to_read(place: str, names: list[str], split: str | None) -> dict[str, str | None]:
+    """Which of a dataset's own splits are read, and as what: all by their names, or those that are `split`.
+
+    A dataset with one split gives no splits by itself.
+
+    Raises:
+        InputError: a name tells no split, or none is `split`; names what there is.
+    """
+    known = {name: split_name(name) for name in names}
+    if split is None and len(names) > 1 and None in known.values():
+        odd = next(name for name in names if known[name] is None)
+        raise InputError(
+            f"{place} has the splits {', '.join(names)}, and {odd} is none of train, validation and test; map those to "
+            "read in data.source."
+        )
+    if split is None:
+        return known if len(names) > 1 else {names[0]: None}
+    if len(names) == 1 and known[names[0]] is None:
+        return {names[0]: split}
+    if split not in known.values():
+        raise InputError(f"{place} has no {split} split; its splits are {', '.join(names)}.")
+    return {name: split for name in names if known[name] == split}
 
 
 def split_name(value: str) -> str | None:

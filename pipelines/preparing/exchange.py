@@ -4,8 +4,11 @@ A unit's task writes one spill file, the rows of each partition side by side in 
 and tells where each begins. A partition's task reads its piece of every spill file.
 """
 
+import contextlib
 import io
 import itertools
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -62,11 +65,16 @@ def read_rows(path: UPath, start: int, stop: int) -> pa.Table:
 
 def write_bytes(path: UPath, content: Any) -> None:
     """Writes a file whole: a reader, or a rerun after a crash, never sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = (
-        path.with_name(f".{path.name}.partial-{np.random.default_rng().integers(2**62):x}") if is_local(path) else path
-    )
-    with partial.fs.open(partial.path, "wb") as stream:
+    with writing_whole(path) as stream:
         stream.write(content)
+
+
+@contextlib.contextmanager
+def writing_whole(path: UPath) -> Iterator[Any]:
+    """A stream to a file that appears when it is whole: renamed into place; object stores do so by themselves."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}") if is_local(path) else path
+    with partial.fs.open(partial.path, "wb") as stream:
+        yield stream
     if partial is not path:
         partial.rename(path)

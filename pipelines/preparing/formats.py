@@ -19,8 +19,7 @@ from upath import UPath
 
 from models.settings import InputError
 from pipelines.locate import reason_of, telling_read_errors
-from pipelines.prepared import SPLITS
-from pipelines.preparing.data import DataSettings, split_name
+from pipelines.preparing.data import DataSettings, splits_to_read
 from pipelines.preparing.pickles import load_plain_columns
 
 EXTENSIONS = {
@@ -196,12 +195,8 @@ def _datasets(path: UPath, split: str | None) -> list[Source]:
 
     if (path / "dataset_dict.json").exists():
         names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        if split is None and len(names) > 1 and any(split_name(name) is None for name in names):
-            raise InputError(
-                f"{path} has the splits {', '.join(names)}; map them to {', '.join(SPLITS)} in data.source."
-            )
-        given = {name: split or (split_name(name) if len(names) > 1 else None) for name in names}
-        return [source for name in names for source in _datasets(path / name, given[name])]
+        wanted = splits_to_read(str(path), names, split)
+        return [source for name, given in wanted.items() for source in _datasets(path / name, given)]
     if not (path / "state.json").exists():
         raise InputError(f"{path} was not saved by datasets: there is no state.json in it.")
     try:

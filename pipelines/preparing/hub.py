@@ -1,19 +1,24 @@
 """Datasets from the Hugging Face hub, through `datasets`, written once as Parquet where all nodes can read them."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import datasets
 from huggingface_hub import HfApi, constants
 from upath import UPath
 
+from cluster.store import telling_storage_errors, write_whole
 from models.settings import InputError
-from pipelines.locate import identity
-from pipelines.preparing.data import split_name
+from pipelines.locate import identity, reason_of
+from pipelines.preparing.data import splits_to_read
+from pipelines.preparing.exchange import writing_whole
 from pipelines.preparing.sources import HUB
 
 _REFERENCE = re.compile(rf"{HUB}(?P<name>[^@]+)(@(?P<revision>[^@]+))?")
 _SHARD_ROWS = 50_000
+_DONE = "done.json"
 
 
 def _parsed(reference: str) -> tuple[str, str | None]:
@@ -46,30 +51,35 @@ def fetch(reference: str, split: str | None, folder: UPath) -> list[tuple[str | 
     """Writes the dataset as Parquet files below `folder`, or finds them there; each with its given split.
 
     Raises:
-        InputError: the hub has no such dataset, it cannot be reached, or its splits have unknown names.
+        InputError: the hub has no such dataset, it cannot be reached, or it has no such split.
+        ClusterError: the folder cannot be written.
     """
+    done = folder / _DONE
+    with telling_storage_errors(str(folder)):
+        fetched = done.exists()
+    if not fetched:
+        _write(_load(reference), folder)
+    parts: dict[str, list[str]] = json.loads(done.read_text(encoding="utf-8"))
+    wanted = splits_to_read(reference, list(parts), split)
+    return [(given, folder / part / shard) for part, given in wanted.items() for shard in parts[part]]
+
+
+def _load(reference: str) -> Any:
     name, revision = _parsed(reference)
-    done = folder / "done"
-    if not done.exists():
-        try:
-            loaded = datasets.load_dataset(name, revision=revision)
-        except Exception as error:  # `datasets` raises a dozen kinds, from connection errors to its own
-            raise InputError(f"{reference} cannot be loaded: {str(error).splitlines()[0]}.") from error
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return datasets.load_dataset(name, revision=revision)
+    except Exception as error:  # `datasets` raises a dozen kinds, from connection errors to its own
+        raise InputError(f"{reference} cannot be loaded: {reason_of(error)}.") from error
+
+
+def _write(loaded: Any, folder: UPath) -> None:
+    """Writes the shards, and last their list: what a killed try has left is not in it."""
+    shards: dict[str, list[str]] = {}
+    with telling_storage_errors(str(folder)):
         for part, data in loaded.items():
-            (folder / part).mkdir(parents=True, exist_ok=True)
+            shards[part] = []
             for number, start in enumerate(range(0, max(len(data), 1), _SHARD_ROWS)):
-                shard = folder / part / f"{number:05d}.parquet"
-                with shard.fs.open(shard.path, "wb") as stream:
+                shards[part].append(f"{number:05d}.parquet")
+                with writing_whole(folder / part / shards[part][-1]) as stream:
                     data.select(range(start, min(start + _SHARD_ROWS, len(data)))).to_parquet(stream)
-        done.write_text("\n".join(loaded), encoding="utf-8")
-    parts = done.read_text(encoding="utf-8").split("\n")
-    if split is None and len(parts) > 1 and (unknown := [part for part in parts if split_name(part) is None]):
-        raise InputError(f"{reference} has the split {unknown[0]!r}, which is none of train, validation and test.")
-    if split is not None and len(parts) > 1:
-        parts = [part for part in parts if split_name(part) == split] or parts
-    return [
-        (split or (split_name(part) if len(parts) > 1 else None), file)
-        for part in parts
-        for file in sorted((folder / part).iterdir(), key=str)
-    ]
+        write_whole(folder / _DONE, json.dumps(shards))

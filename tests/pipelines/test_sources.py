@@ -1,6 +1,7 @@
 """Sources: every format reads alike, and what is wrong with a file is told in one sentence."""
 
 import csv
+import errno
 import http.server
 import io
 import json
@@ -22,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upath import UPath
 
+from cluster.store import ClusterError
 from models.settings import InputError
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.decoding import decode
@@ -106,6 +108,59 @@ def test_splits_saved_by_datasets_are_given(tmp_path: Path) -> None:
     datasets.DatasetDict(train=one, dev=one).save_to_disk(tmp_path / "saved")
     found = find_sources(settings(str(tmp_path / "saved")), UPath(tmp_path))
     assert [source.split for source in found] == ["train", "validation"]
+
+
+def test_a_mapping_takes_the_split_of_a_saved_dict_that_it_names(tmp_path: Path) -> None:
+    train, test = datasets.Dataset.from_list(ROWS[:3]), datasets.Dataset.from_list(ROWS[3:])
+    saved = str(tmp_path / "saved")
+    datasets.DatasetDict(train=train, test=test).save_to_disk(saved)
+    found = find_sources(settings({"train": saved, "test": saved}), UPath(tmp_path))
+    assert [(source.split, Path(source.path).name) for source in found] == [("train", "train"), ("test", "test")]
+    rows, _ = read(settings({"train": saved}))
+    assert [row["text"] for row in rows] == [row["text"] for row in ROWS[:3]]
+    with pytest.raises(InputError, match=r"saved has no validation split; its splits are train, test\.$"):
+        read(settings({"train": saved, "validation": saved}))
+    datasets.DatasetDict(train=train, spare=test).save_to_disk(tmp_path / "odd")
+    with pytest.raises(InputError, match=r"has the splits train, spare, and spare is none of .*; map those to read"):
+        read(settings(str(tmp_path / "odd")))
+    rows, _ = read(settings({"train": str(tmp_path / "odd"), "test": str(tmp_path / "odd" / "spare")}))
+    assert len(rows) == 4
+
+
+def test_a_killed_fetch_is_not_taken_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy, fetched = tmp_path / "copy", tmp_path / "fetched"
+    copy.mkdir()
+    (copy / "train.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
+    monkeypatch.setattr("pipelines.preparing.hub._SHARD_ROWS", 1)
+    write, written = datasets.Dataset.to_parquet, []
+
+    def killed(data: Any, stream: Any) -> None:
+        written.append(stream)
+        stream.write(b"PAR1 and some more")
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        write(data, stream)
+
+    monkeypatch.setattr(datasets.Dataset, "to_parquet", killed)
+    with pytest.raises(KeyboardInterrupt):
+        read(settings(f"hub://{copy}"), fetched=fetched)
+    assert not list(fetched.rglob("00002.parquet"))
+    monkeypatch.setattr(datasets.Dataset, "to_parquet", write)
+    monkeypatch.setattr("pipelines.preparing.hub._SHARD_ROWS", 3)
+    rows, _ = read(settings(f"hub://{copy}"), fetched=fetched)
+    assert [row["text"] for row in rows] == [row["text"] for row in ROWS]
+
+
+def test_a_fetch_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "train.jsonl").write_text(json.dumps(ROWS[0]), encoding="utf-8")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets.Dataset, "to_parquet", full)
+    with pytest.raises(ClusterError, match=r"cannot write to .*fetched/000: no space is left there"):
+        read(settings(f"hub://{tmp_path}/copy"), fetched=tmp_path / "fetched")
 
 
 def test_hub_datasets_become_parquet_once(tmp_path: Path) -> None:
@@ -275,7 +330,7 @@ def test_signs_in_a_url_are_no_pattern(tmp_path: Path) -> None:
         data = settings(f"{host}/data[1].csv?download=1&name=*")
         assert [row["text"] for row in read(data)[0]] == [row["text"] for row in ROWS]
         assert sources_identity(data) == sources_identity(settings(f"{tmp_path}/*.csv"))
-        with pytest.raises(InputError, match=r"simple/data.* cannot be read: The HTTP server doesn't .* range requests"):
+        with pytest.raises(InputError, match=r"simple/data.* cannot be read: The HTTP server .* range requests"):
             read(settings(f"{host}/simple/data[1].csv"))
         server.shutdown()
 
