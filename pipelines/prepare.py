@@ -28,7 +28,7 @@ from pipelines.prepared import INDEX, SPLITS, Index, SplitFile, SplitIndex
 from pipelines.preparing.clean_pass import CleanPass
 from pipelines.preparing.cleaning import CleaningSettings, check_classes
 from pipelines.preparing.data import DataSettings
-from pipelines.preparing.dataset_tokenizer import copy_tokenizer, tokenizer_identity, train_tokenizer
+from pipelines.preparing.dataset_tokenizer import copy_tokenizer, train_tokenizer
 from pipelines.preparing.gather_pass import GatherPass, pieces_of, sample_texts
 from pipelines.preparing.rejected import write_rejected
 from pipelines.preparing.report import write_report
@@ -38,6 +38,7 @@ from pipelines.preparing.splitting import SplittingSettings
 from pipelines.preparing.tokenise_pass import TokenisePass, file_plan
 from pipelines.preparing.tokenising import TokenisingSettings, TokenizerSettings
 from pipelines.preparing.units import Unit, cut, unit_bytes
+from pipelines.pretrained import TOKENIZER_FILES, encoder_identity
 from pipelines.stage import Task
 
 NAME = "prepare"
@@ -71,7 +72,7 @@ def externals(settings: PrepareStageSettings) -> dict[str, str]:
     """Identities of the source data and of the encoder's tokenizer."""
     found = {"data": sources_identity(settings.data)}
     if settings.encoder and settings.prepare.tokenizer is None:
-        found["tokenizer"] = tokenizer_identity(settings.encoder)
+        found["tokenizer"] = encoder_identity(settings.encoder, TOKENIZER_FILES)
     return found
 
 

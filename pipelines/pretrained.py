@@ -1,4 +1,7 @@
-"""Pretrained encoders: where a recipe's `finetune.encoder` is, and what it is."""
+"""Pretrained encoders: where a recipe's `finetune.encoder` is, and what it is.
+
+`prepare`, which takes its tokenizer, and `finetune`, which takes its weights, find it here by the same rules.
+"""
 
 import contextlib
 import re
@@ -10,9 +13,14 @@ from upath import UPath
 
 from cluster.store import local_copy
 from models.settings import InputError
-from pipelines.locate import identity, locate
+from pipelines.locate import identity, locate, reason_of, telling_read_errors
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+WEIGHT_FILES = ("*.safetensors", "config.json")
+TOKENIZER_FILES = (
+    "config.json",
+    *(f"{name}*" for name in ("token", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece")),
+)
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def is_hub_id(reference: str) -> bool:
@@ -20,7 +28,7 @@ def is_hub_id(reference: str) -> bool:
     return bool(_HUB_ID.fullmatch(reference)) and not Path(reference).exists()
 
 
-def encoder_identity(reference: str, parts: tuple[str, ...] = ("*.safetensors", "config.json")) -> str:
+def encoder_identity(reference: str, parts: tuple[str, ...] = WEIGHT_FILES) -> str:
     """What the encoder is, for fingerprints: a digest of those of its files, or a hub id and its commit.
 
     Raises:
@@ -32,22 +40,36 @@ def encoder_identity(reference: str, parts: tuple[str, ...] = ("*.safetensors", 
         except (OSError, ValueError) as error:
             raise InputError(
                 f"finetune.encoder: {reference} is neither a folder here nor an encoder that the hub gives "
-                f"({str(error).strip().splitlines()[0]})."
+                f"({reason_of(error)})."
             ) from error
         # .../snapshots/COMMIT/config.json
         return f"{reference}@{Path(str(config)).parent.name}"
-    folder = locate(reference)
-    if not (folder / "config.json").exists():
-        raise InputError(f"finetune.encoder: {reference} is no encoder: there is no config.json in it.")
-    files = sorted({file for pattern in parts for file in folder.glob(pattern)}, key=str)
+    folder = _folder(reference)
+    with telling_read_errors(reference):
+        files = sorted({file for pattern in parts for file in folder.glob(pattern) if file.is_file()}, key=str)
     return identity(files)
 
 
 @contextlib.contextmanager
 def encoder_folder(reference: str) -> Iterator[str]:
-    """What transformers' `from_pretrained` takes: a local folder (copied here where it is remote), or the hub id."""
+    """What transformers' `from_pretrained` takes: a local folder (copied here where it is remote), or the hub id.
+
+    Raises:
+        InputError: there is no encoder at `reference`.
+    """
     if is_hub_id(reference):
         yield reference
         return
-    with local_copy(UPath(locate(reference))) as folder:
+    with local_copy(_folder(reference)) as folder:
         yield str(folder)
+
+
+def _folder(reference: str) -> UPath:
+    try:
+        folder = locate(reference)
+        with telling_read_errors(reference):
+            if (folder / "config.json").exists():
+                return folder
+    except InputError as error:
+        raise InputError(f"finetune.encoder: {error}") from error
+    raise InputError(f"finetune.encoder: {reference} is no encoder: there is no config.json in it.")

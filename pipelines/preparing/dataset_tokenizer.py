@@ -11,34 +11,11 @@ from upath import UPath
 
 from cluster.store import upload_tree
 from models.settings import InputError
-from pipelines.locate import identity, locate
+from pipelines.locate import reason_of
 from pipelines.preparing.tokenising import TokenizerSettings
+from pipelines.pretrained import encoder_folder
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-
-
-def resolve_encoder(encoder: str) -> str:
-    """A local folder for a path or `package://`; a hub id as it is.
-
-    Raises:
-        InputError: it is neither a folder nor of the form of a hub id.
-    """
-    if "://" in encoder or Path(encoder).expanduser().exists():
-        return str(locate(encoder).path)
-    parts = encoder.split("/")
-    if len(parts) > 2 or not all(parts) or encoder.startswith((".", "~")):
-        raise InputError(f"finetune.encoder: {encoder} is neither a folder nor a hub id (OWNER/NAME).")
-    return encoder
-
-
-def tokenizer_identity(encoder: str) -> str:
-    """A digest of the files that decide how an encoder tokenises; a hub id's is its name."""
-    folder = Path(resolve_encoder(encoder))
-    if not folder.is_dir():
-        return encoder
-    names = ("token", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece")
-    files = sorted(f for f in folder.iterdir() if f.is_file() and (f.name == "config.json" or f.name.startswith(names)))
-    return identity(UPath(file) for file in files)
 
 
 def copy_tokenizer(encoder: str, max_length: int, out: UPath, scratch: Path) -> None:
@@ -47,12 +24,14 @@ def copy_tokenizer(encoder: str, max_length: int, out: UPath, scratch: Path) -> 
     Raises:
         InputError: there is no such encoder, or its positions or its tokenizer end before `max_length`.
     """
-    name = resolve_encoder(encoder)
-    try:
-        config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"finetune.encoder: {encoder} is no encoder: {str(error).splitlines()[0]}") from error
+    with encoder_folder(encoder) as name:
+        try:
+            config = AutoConfig.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except Exception as error:  # of `tokenizers`, bare ones
+            raise InputError(
+                f"finetune.encoder: {encoder} has no tokenizer that can be loaded: {reason_of(error)}."
+            ) from error
     if not tokenizer.is_fast:
         raise InputError(f"finetune.encoder: {encoder} has no tokenizer of the `tokenizers` library.")
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length

