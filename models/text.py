@@ -16,7 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ftfy.badness import BADNESS_RE
-from ftfy.fixes import unescape_html
+from ftfy.fixes import (
+    fix_c1_controls,
+    fix_line_breaks,
+    fix_surrogates,
+    remove_control_chars,
+    remove_terminal_escapes,
+    unescape_html,
+)
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -34,6 +41,10 @@ REPAIRS = ftfy.TextFixerConfig(
 _DAMAGE = (
     r"&#?[0-9A-Za-z]{1,24};|[\x00-\x08\x0b-\x1f\x7f-\x{9f}\x{2028}\x{2029}\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffc}]"
 )
+# Entities in entities take a round over the text for each level. Long chains are shortened at once; whatever else is
+# nested deeper than the rounds stays as it then is.
+_CHAIN = re.compile(r"&(?:(?:amp|AMP|#0{0,9}38|#[xX]0{0,9}26);){8,}")
+_ROUNDS = 16
 _CONTROLS = re.compile(r"[^\t\n\r -~]")
 _ODD_SPACE = r"[\t\n\x0b\f\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 _SPACES = f"[ {_ODD_SPACE[1:]}+"
@@ -94,15 +105,39 @@ def repair(texts: pa.Array) -> pa.Array:
 
 
 def _mended(text: str) -> str:
-    """`ftfy.fix_text(text, REPAIRS)`; without its cost where entities and line breaks in ASCII are all there is."""
+    """`ftfy.fix_text(text, REPAIRS)`; without its cost where entities and line breaks in ASCII are all there is, nor
+    its squared cost where entities are nested by the thousand.
+    """
     html = "<" in text  # then ftfy leaves entities alone from that line on
     mended = text
-    while mended.isascii() and not _CONTROLS.search(mended) and not (html and "&" in text):
+    for _ in range(_ROUNDS):
+        if not mended.isascii() or _CONTROLS.search(mended) or (html and "&" in text):
+            break
         before = mended
-        mended = unescape_html(mended).replace("\r\n", "\n").replace("\r", "\n")
+        mended = _unescaped(mended).replace("\r\n", "\n").replace("\r", "\n")
         if mended == before:
             return mended
-    return ftfy.fix_text(text, REPAIRS)
+    unescape, lines = True, []
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+        unescape = unescape and "<" not in line
+        lines.append(_mended_line(line, unescape))
+    return "".join(lines)
+
+
+def _mended_line(line: str, unescape: bool) -> str:
+    """What `ftfy.fix_and_explain` does with REPAIRS, in a bounded number of rounds."""
+    for _ in range(_ROUNDS):
+        before = line
+        line = ftfy.fix_encoding(_unescaped(line) if unescape else line, REPAIRS)
+        for fix in (fix_c1_controls, fix_line_breaks, fix_surrogates, remove_terminal_escapes, remove_control_chars):
+            line = fix(line)
+        if line == before:
+            break
+    return line
+
+
+def _unescaped(text: str) -> str:
+    return str(unescape_html(_CHAIN.sub("&amp;", text)))
 
 
 def normalise(texts: pa.Array, form: str) -> pa.Array:

@@ -1,6 +1,7 @@
 """The steps of prepare, each by itself."""
 
 import random
+import time
 import unicodedata
 from pathlib import Path
 
@@ -33,10 +34,37 @@ DAMAGED = st.text(st.sampled_from("aé Ã©â€™“\n\r\t\x00\x85\xa0\u2028\u
 @given(st.lists(st.one_of(st.text(), DAMAGED)))
 @example(["a &amp;amp; b", "a < b &amp; c", "&lt;x&gt; &amp;", "&copy; 2020", "&#1;x", "&rarr;"])
 @example(["x&#10;y&lt;\nz &amp;", "a\r&#10;b&#13;\r\n", "<a>\r&amp;", "a &lt;\n&amp;", "\x1b[0m x\r"])
+@example(
+    [
+        "&amp;amp;amp;lt;",
+        "é &" + "amp;" * 12 + "lt;",
+        "&amp;#38;#x26;AMP;" * 5,
+        "&#13;&amp;amp;#10; Ã©",
+        "é <\n&amp;amp;",
+    ]
+)
 @example(["caf\xc3\xa9 &lt;b&gt; l\x92avis", "plain", "x\r\ny", "Â \nÃ "])
 def test_repair_is_ftfy_wherever_it_is_skipped(texts: list[str]) -> None:
     column = pa.array(texts, pa.string())
     assert repair(column).to_pylist() == [ftfy.fix_text(text, REPAIRS) for text in texts]
+
+
+NESTED = {
+    "ampersands": ("&" + "amp;" * 25_000 + "lt;", "<"),
+    "in other letters": ("é &" + "amp;" * 25_000 + "lt;", "é <"),
+    "as numbers": ("&" + "#38;#x26;AMP;" * 7_000 + "amp", "&amp"),
+    "behind control characters": ("&" + "amp;\x00" * 20_000, "&"),
+    "beyond all measure": ("&" * 13_000 + "#97;mp;" * 13_000, None),
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_entities_in_entities_end_soon(kind: str) -> None:
+    text, expected = NESTED[kind]
+    started = time.monotonic()
+    (mended,) = repair(pa.array([text])).to_pylist()
+    assert time.monotonic() - started < 1
+    assert expected is None or mended == expected
 
 
 @given(st.lists(st.one_of(st.text(), DAMAGED)), st.sampled_from(["NFC", "NFKC"]))
