@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
+from cluster.store import ClusterError
 from models.engine import load_engine
 from models.settings import InputError
 from pipelines import predict
@@ -352,3 +354,183 @@ def test_parts_of_another_source_are_not_taken_for_this_one_s(model: Path, tmp_p
     (tmp_path / "a.csv").write_text("text,n\ncat,1\ndog,2\n")
     answer(tmp_path / "a.csv", tmp_path / "out.csv", model)
     assert pa.csv.read_csv(tmp_path / "out.csv")["text"].to_pylist() == ["cat", "dog"]
+
+
+_KILLED_WHILE_JOINING = """
+import os, signal, sys
+from upath import UPath
+from pipelines import predict
+from pipelines.predicting import whole_output
+from pipelines.preparing.data import DataSettings
+from pipelines.progress import Progress
+
+upload = whole_output.upload_tree
+
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_sent(source, target):
+    (source / "part-00000.parquet").rename(source / "part-00007.parquet")
+    upload(source, target)
+    killed()
+
+
+whole_output.upload_tree = half_sent
+source, out, model = sys.argv[1:]
+if "://" not in out:
+    whole_output._Csv.close = whole_output._Folder.close = killed
+data = DataSettings(source="recipe.csv")
+predict.predict_file(source, out, UPath(model), data=data, precision="fp32", progress=Progress())
+"""
+
+
+def kill_while_joining(source: Path, out: Path | str, model: Path) -> None:
+    command = [sys.executable, "-c", _KILLED_WHILE_JOINING, str(source), str(out), str(model)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out"])
+def test_what_a_run_killed_while_joining_left_is_gone_after_the_next(model: Path, tmp_path: Path, name: str) -> None:
+    source = write_csv(tmp_path / "in.csv", ["text"], ([text] for text in texts(20)))
+    kill_while_joining(source, tmp_path / name, model)
+    left = {entry.name for entry in tmp_path.iterdir()}
+    assert left > {"in.csv", f"{name}.partial"}
+    assert name not in left
+    assert answer(source, tmp_path / name, model).rows == 20
+    assert {entry.name for entry in tmp_path.iterdir()} == {"in.csv", name}
+
+
+def test_a_remote_folder_is_there_only_once_it_is_whole(bucket: str, model: Path, tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "in.csv", ["text"], ([text] for text in texts(20)))
+    out = UPath(f"{bucket}/answers/out")
+    kill_while_joining(source, str(out), model)
+    out.fs.invalidate_cache()
+    assert [entry.name for entry in out.iterdir()] == ["part-00007.parquet"]
+    assert answer(source, str(out), model).rows == 20
+    assert sorted(entry.name for entry in out.parent.rglob("*") if entry.is_file()) == [
+        "_SUCCESS",
+        "part-00000.parquet",
+    ]
+    with out.fs.open(f"{out.path}/part-00000.parquet") as stream:
+        assert pq.read_table(stream)["text"].to_pylist() == texts(20)
+    with pytest.raises(InputError, match="exists already"):
+        answer(source, str(out), model)
+    # What is no output of ours is not overwritten.
+    (out.parent / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match="exists already"):
+        answer(source, str(out.parent / "mine"), model)
+    assert (out.parent / "mine" / "notes.txt").read_text() == "keep"
+    # A single object is replaced whole, as a local file is.
+    for count in (20, 3):
+        write_csv(source, ["text"], ([text] for text in texts(count)))
+        assert answer(source, f"{out}.csv", model).rows == count
+    assert len(UPath(f"{out}.csv").read_text().splitlines()) == 4
+
+
+def test_no_bucket_is_made_for_a_mistyped_one(bucket: str, model: Path, tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "in.csv", ["text"], [["cat"]])
+    with pytest.raises(ClusterError, match="cannot write to s3://shaol/out"):
+        answer(source, "s3://shaol/out.csv", model)
+    assert not UPath("s3://shaol").exists()
+
+
+_ON_S3 = """
+import json, sys
+import boto3
+from dataclasses import asdict
+from pathlib import Path
+from upath import UPath
+from cluster.connect import connected
+from models.settings import InputError
+from pipelines.predict import predict_file
+from pipelines.preparing.data import DataSettings
+from pipelines.progress import Progress
+
+source, out, model, mended = sys.argv[1:]
+
+
+def attempt(given):
+    data = DataSettings(source="recipe.csv")
+    done = predict_file(given, out, UPath(model), data=data, precision="fp32", progress=Progress())
+    print(json.dumps(asdict(done)))
+
+
+with connected("local", cpus=2, object_store_bytes=200_000_000):
+    try:
+        attempt(source)
+    except InputError as error:
+        print(json.dumps(str(error)))
+    # Not by a UPath, whose filesystem would remember it.
+    listed = boto3.client("s3").list_objects_v2(Bucket="shoal", Prefix="answers/out.parquet.partial/")
+    print(json.dumps([entry["Key"].rpartition("/")[2] for entry in listed["Contents"]]))
+    attempt(mended)
+"""
+
+
+def test_what_a_broken_off_try_left_on_s3_stays_out_of_the_output(
+    bucket: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    padding = "x" * 250  # Above a MiB the answers are given by Ray's processes, not by this one.
+    rows = [(f"{number}", padding, text) for number, text in enumerate(texts(9000))]
+    broken = write_csv(tmp_path / "broken.csv", ("id", "padding", "text"), [*rows, ("stray",)])
+    mended = write_csv(tmp_path / "mended.csv", ("id", "padding", "text"), rows[:3999:-1])
+    assert mended.stat().st_size > 2**20
+    out = f"{bucket}/answers/out.parquet"
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_S3, str(broken), out, str(model), str(mended)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    mistake, left, predicted = map(json.loads, done.stdout.splitlines())
+    assert "line 9002: 1 fields" in mistake
+    assert "part-000000-00000003.parquet" in left, "the first try was broken off too early for this test to tell"
+    assert predicted["rows"] == 5000
+    UPath(bucket).fs.invalidate_cache()
+    assert [entry.name for entry in UPath(f"{bucket}/answers").rglob("*") if entry.is_file()] == ["out.parquet"]
+    with UPath(out).open("rb") as stream:
+        found = pq.read_table(stream)
+    assert found["id"].to_pylist() == [row[0] for row in rows[:3999:-1]]
+    monkeypatch.setattr(predict, "_SMALL_BYTES", 2**30)
+    answer(mended, tmp_path / "here.parquet", model)
+    assert found["predicted:topic"] == pq.read_table(tmp_path / "here.parquet")["predicted:topic"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda part: part.unlink(), "was answered but is not there"),
+        (lambda part: pq.write_table(pq.read_table(part).slice(1), part), "has 9 rows where 10 were read"),
+        (lambda part: part.write_bytes(b"PAR1"), "is damaged"),
+    ],
+)
+def test_a_part_that_is_lost_or_short_is_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None], told: str
+) -> None:
+    monkeypatch.setattr(predict, "PART_ROWS", 10)
+    source = write_csv(tmp_path / "in.csv", ["text"], ([text] for text in texts(30)))
+    join = predict.join
+
+    def harmed(folder: UPath, *rest: object) -> Joined:
+        harm(Path(folder.path) / "part-000000-00000001.parquet")
+        return join(folder, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predict, "join", harmed)
+    with pytest.raises(ClusterError, match=rf"part-000000-00000001\.parquet {told}"):
+        answer(source, tmp_path / "out.csv", model)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_answers_that_never_come_are_told(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "PART_ROWS", 10)
+    source = write_csv(tmp_path / "in.csv", ["text"], ([text] for text in texts(30)))
+    answers = predict._answer_here
+    monkeypatch.setattr(predict, "_answer_here", lambda *given: islice(answers(*given), 1, None))
+    with pytest.raises(ClusterError, match="30 rows in 3 parts were read from 1 of 1 files, but 20 in 2 were answered"):
+        answer(source, tmp_path / "out.csv", model)
