@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.labels import LabelColumn, spans
@@ -74,6 +75,6 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Classi
                 folder, dtype=torch.float32, use_safetensors=True
             )
         return model.eval(), AutoTokenizer.from_pretrained(folder), spec
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{folder} holds no classifier that can be loaded: {reason}") from error

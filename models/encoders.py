@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -57,7 +58,7 @@ def build_classifier(
                 model = AutoModelForSequenceClassification.from_pretrained(
                     pretrained, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, StrictDataclassError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"finetune.encoder: {pretrained} is no encoder that can be loaded: {reason}") from error
     model.base_model.requires_grad_(not head_only)
