@@ -24,7 +24,7 @@ from upath import UPath
 from models.settings import InputError
 from pipelines.predicting.tables import as_text
 from pipelines.preparing.data import DataSettings
-from pipelines.preparing.formats import EXTENSIONS, Source, csv_reader, look
+from pipelines.preparing.formats import EXTENSIONS, Source, csv_reader, format_of, look
 from pipelines.preparing.pickles import load_plain_columns
 from pipelines.preparing.sources import HUB, check_columns, expand, find_sources, references, sources_identity
 
@@ -72,7 +72,7 @@ def input_identity(source: str, recipe: DataSettings) -> list[Any]:
 
 
 def _settings_for(path: UPath, recipe: DataSettings) -> DataSettings:
-    kind = "datasets" if path.is_dir() else EXTENSIONS.get(path.suffix.lower(), recipe.format)
+    kind = "datasets" if path.is_dir() else format_of(path) or recipe.format
     own = _formats_of(recipe)
     rules = recipe.model_dump(include=_RULES) if kind in own or None in own else {}
     text = "text" if kind == "text" else recipe.text  # Lines have no columns: each is the text.
