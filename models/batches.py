@@ -32,9 +32,3 @@ def group_by_length(lengths: Sequence[int], budget: int, max_padding: float = CP
         group.append(position)
         tokens += length
     return [*groups, group] if group else groups
-
-
-def padding_share(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> float:
-    """The share of all computed tokens that is padding, 0 where there are none."""
-    padded = sum(len(group) * max(lengths[index] for index in group) for group in groups)
-    return 1 - sum(lengths[index] for group in groups for index in group) / padded if padded else 0.0

@@ -14,7 +14,6 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 Floats = npt.NDArray[np.floating]
-Bools = npt.NDArray[np.bool_]
 
 BINS = 15
 _LOG_TEMPERATURES = (np.log(0.05), np.log(20.0))

@@ -52,7 +52,7 @@ class Scoring:
     texts_per_second: float
     """Loading not counted in this process; everything counted on a cluster."""
     precision: str
-    """What the numbers were computed in, as far as this process knows."""
+    """What the numbers were computed in; both, where the hosts of a cluster differ."""
 
 
 def score(prepared: Prepared, splits: Sequence[str], model: UPath, precision: Precision, progress: Progress) -> Scoring:
@@ -70,19 +70,20 @@ def score(prepared: Prepared, splits: Sequence[str], model: UPath, precision: Pr
         if total <= IN_PROCESS_ROWS or not ray.is_initialized():
             with local_copy(model) as folder:
                 engine = load_engine(folder, precision=precision)
-            precision, done, started = engine.precision, 0, time.monotonic()
+            used: str = engine.precision
+            done, started = 0, time.monotonic()
             for split in splits:
                 encoded = encode_rows(prepared.read_split(split, _encoded_columns(prepared)))
                 logits[split][:] = engine.logits(encoded, progress=partial(_advance, step, done))
                 done += len(encoded)
         else:
             started = time.monotonic()
-            _score_on_cluster(prepared, logits, model, precision, step.update)
+            used = " and ".join(sorted(_score_on_cluster(prepared, logits, model, precision, step.update)))
     seconds = time.monotonic() - started
     if not all(np.isfinite(found).all() for found in logits.values()):
         raise InputError(f"the classifier {model} gives numbers that are not finite: its training has failed.")
     scored = {split: _with_labels(prepared, split, logits[split]) for split in splits}
-    return Scoring(scored, total / max(seconds, 1e-9), precision)
+    return Scoring(scored, total / max(seconds, 1e-9), used)
 
 
 def _advance(step: Step, before: int, done: int) -> None:
@@ -91,7 +92,8 @@ def _advance(step: Step, before: int, done: int) -> None:
 
 def _score_on_cluster(
     prepared: Prepared, logits: dict[str, npt.NDArray[np.float32]], model: UPath, precision: Precision, update: Any
-) -> None:
+) -> set[Precision]:
+    """Fills the splits' logits; gives the precisions that they were computed in."""
     resources: dict[str, float] = ray.cluster_resources()
     gpus = 1 if resources.get("GPU", 0) >= 1 else 0
     # A node may vanish any number of times; an error of our own is raised at once all the same.
@@ -105,21 +107,26 @@ def _score_on_cluster(
             wanted = range(first, min(first + step, chunks))
             reference = task.remote(str(prepared.folder), split, wanted, str(model), precision)
             waiting[reference] = (split, first * index.chunk_rows)
-    done = 0
+    done, used = 0, set()
     while waiting:
         (finished,), _ = ray.wait(list(waiting), num_returns=1)
         split, start = waiting.pop(finished)
-        found = ray.get(finished)
+        found, in_precision = ray.get(finished)
+        used.add(in_precision)
         logits[split][start : start + len(found)] = found
         done += len(found)
         update(done)
+    return used
 
 
 @ray.remote(num_cpus=1)
-def _score_chunks(folder: str, split: str, chunks: range, model: str, precision: Precision) -> npt.NDArray[np.float32]:
+def _score_chunks(
+    folder: str, split: str, chunks: range, model: str, precision: Precision
+) -> tuple[npt.NDArray[np.float32], Precision]:
     prepared = _prepared(folder)
     tables = [prepared.read_chunk(split, chunk, _encoded_columns(prepared)) for chunk in chunks]
-    return _engine(model, precision).logits(encode_rows(pa.concat_tables(tables)))
+    engine = _engine(model, precision)
+    return engine.logits(encode_rows(pa.concat_tables(tables))), engine.precision
 
 
 # Ray runs many tasks in one process: each loads what it needs once.

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.batches import group_by_length, padding_share
+from models.batches import group_by_length
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=200)
 
@@ -15,7 +15,8 @@ def test_every_text_stands_in_one_group_within_the_budget(lengths: list[int], bu
     for group in groups:
         longest = max(lengths[index] for index in group)
         assert len(group) * longest <= budget or len(group) == 1
-        assert padding_share(lengths, [group]) <= padding + 1e-9
+        tokens = sum(lengths[index] for index in group)
+        assert 1 - tokens / (len(group) * longest) <= padding + 1e-9
 
 
 @given(LENGTHS, st.integers(1, 5000))
@@ -29,9 +30,3 @@ def test_equal_lengths_fill_the_budget(length: int, count: int, budget: int) -> 
     groups = group_by_length([length] * count, budget)
     size = max(1, budget // length)
     assert [len(group) for group in groups] == [size] * (count // size) + ([count % size] if count % size else [])
-
-
-def test_padding_share_counts_what_is_computed_for_nothing() -> None:
-    assert padding_share([2, 4], [[0, 1]]) == 0.25
-    assert padding_share([2, 4], [[0], [1]]) == 0
-    assert padding_share([], []) == 0

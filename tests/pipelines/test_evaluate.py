@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from upath import UPath
 
+from models.engine import load_engine
 from models.labels import LabelColumn
 from models.settings import InputError
 from pipelines import evaluate
@@ -186,6 +187,9 @@ def test_the_cluster_scores_as_this_process_does(
     for split in ("validation", "test"):
         assert np.allclose(here.splits[split].logits, there.splits[split].logits, atol=1e-5)
         assert (here.splits[split].rows == there.splits[split].rows).all()
+    assert here.precision == there.precision == "fp32"
+    wanted = score(prepared, ["validation"], model, "bf16", Progress()).precision
+    assert wanted == load_engine(two / "model", precision="bf16").precision
 
 
 def test_a_classifier_that_failed_to_train_is_told(tmp_path: Path) -> None:

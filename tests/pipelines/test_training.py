@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from upath import UPath
 
+from models import precision
 from models.engine import load_engine
 from models.feed import Feed
 from models.labels import LabelColumn, total_classes
@@ -217,6 +218,22 @@ def test_steps_without_texts_change_nothing(run: Run, bert: Path, monkeypatch: p
     assert_usable(metrics, out)
     assert metrics["steps"] == 3 * (4 + 4 + 1)
     assert min(losses(out)) > 0
+
+
+def test_a_run_ends_in_the_precision_that_it_began_with(
+    run: Run, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"encoder": str(bert), "checkpoint_seconds": 1e-9}
+    monkeypatch.setattr(precision, "supported", lambda device: True)
+    with pytest.raises(KilledError):
+        run(settings, reporter=FolderReporter(tmp_path / "begun", kill_after=2))
+    monkeypatch.setattr(precision, "supported", lambda device: False)
+    assert run(settings, reporter=FolderReporter(tmp_path / "begun"))[0]["precision"] == "bf16"
+    metrics, out = run(settings)
+    assert metrics["precision"] == "fp32"
+    told = losses(out)
+    run(settings | {"precision": "fp32"}, reporter=FolderReporter(tmp_path / "asked for"))
+    assert losses(out) == told
 
 
 def test_checkpoints_come_by_the_clock_and_a_killed_run_goes_on(
