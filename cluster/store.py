@@ -182,8 +182,11 @@ def local_copy(source: UPath) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def telling_storage_errors(what: str) -> Iterator[None]:
-    """Turns a full disk, a missing permission or an unreachable bucket into one sentence about `what`."""
+def telling_storage_errors(what: str, setting: str = "store=PATH") -> Iterator[None]:
+    """Turns a full disk, a missing permission or an unreachable bucket into one sentence about `what`.
+
+    `setting` is how a user chooses another place for it.
+    """
     try:
         yield
     except ClusterError:
@@ -192,9 +195,9 @@ def telling_storage_errors(what: str) -> Iterator[None]:
         reason = {
             errno.ENOSPC: "no space is left there; free some and run the same command again",
             errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
-            errno.EACCES: "permission is denied; choose another with `store=PATH`",
-            errno.EPERM: "permission is denied; choose another with `store=PATH`",
-            errno.EROFS: "the filesystem is read-only; choose another with `store=PATH`",
-            errno.ENOTDIR: "a part of the path is a file, not a folder; choose another with `store=PATH`",
+            errno.EACCES: f"permission is denied; choose another with `{setting}`",
+            errno.EPERM: f"permission is denied; choose another with `{setting}`",
+            errno.EROFS: f"the filesystem is read-only; choose another with `{setting}`",
+            errno.ENOTDIR: f"a part of the path is a file, not a folder; choose another with `{setting}`",
         }.get(getattr(error, "errno", None) or 0, " ".join(str(error).split()) or type(error).__name__)
         raise ClusterError(f"cannot write to {what}: {reason.rstrip('.')}.") from error

@@ -116,14 +116,14 @@ def predict_file(
     _resume(folder, decides)
     files = files_to_predict(source, data, folder / "fetched")
     _check_names(files, spec, plan)
-    with telling_storage_errors(str(folder)):
+    with telling_storage_errors(str(folder), "--out PATH"):
         finished = {entry.name for entry in folder.iterdir()}
     parts = _run(files, plan, finished, progress)
     if not parts:
         remove_tree(folder)
         raise InputError(f"{source} has no rows.")
     folder.fs.invalidate_cache()
-    with telling_storage_errors(str(target)):
+    with telling_storage_errors(str(target), "--out PATH"):
         joined = join(folder, parts, target, kind, spec, progress)
     remove_tree(folder)
     skipped = sum(settings.skip_rows for source, settings in files if source.format in ("csv", "tsv"))
@@ -165,7 +165,7 @@ def _resume(folder: UPath, decides: list[Any]) -> None:
     """Keeps the finished parts of an earlier try at the same thing; clears away those of another."""
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     marker = folder / "plan.sha256"
-    with telling_storage_errors(str(folder)):
+    with telling_storage_errors(str(folder), "--out PATH"):
         with suppress(FileNotFoundError, NotADirectoryError):
             if marker.read_text(encoding="utf-8") == digest:
                 return

@@ -97,7 +97,7 @@ class Answerer:
             table = pa.ipc.open_stream(batch["table"][0]).read_all()
             path = UPath(self.plan.folder) / str(batch["name"][0])
             try:
-                with telling_storage_errors(self.plan.folder):
+                with telling_storage_errors(self.plan.folder, "--out PATH"):
                     write_parquet(self.answer(table, str(batch["text"][0])), path)
             except (InputError, ClusterError) as error:
                 told["mistake"], kind = [str(error)], type(error).__name__
