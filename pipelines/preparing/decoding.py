@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from models.settings import InputError
+from pipelines.locate import telling_read_errors
 from pipelines.preparing.cells import as_text, is_unicode, plain, shown
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.formats import Source, csv_reader, delimiter_of
@@ -174,8 +175,9 @@ def _read_rows(unit: Unit, settings: DataSettings) -> pa.Table:
     if unit.source.format == "datasets":
         import datasets
 
-        data = datasets.load_from_disk(unit.source.path).select_columns(names).with_format("arrow")
-        return data[unit.start : unit.stop]
+        with telling_read_errors(unit.source.path):
+            data = datasets.load_from_disk(unit.source.path).select_columns(names).with_format("arrow")
+            return data[unit.start : unit.stop]
     with unit.source.open() as stream:
         # Neither is a row group held whole (as by pre_buffer), nor a batch of it larger than the unit.
         file = pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)

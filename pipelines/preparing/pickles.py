@@ -6,6 +6,7 @@ from typing import Any
 from upath import UPath
 
 from models.settings import InputError
+from pipelines.locate import reason_of
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -26,8 +27,8 @@ def load_plain_columns(path: UPath) -> dict[str, list[Any]]:
     try:
         with path.fs.open(path.path, "rb") as stream:
             value = _PlainUnpickler(stream).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} cannot be read as a pickle: {error}.") from error
+    except Exception as error:  # a damaged pickle may raise anything
+        raise InputError(f"{path} cannot be read as a pickle: {reason_of(error)}.") from error
     columns = _columns(value)
     if columns is None or len({len(values) for values in columns.values()}) > 1:
         raise InputError(

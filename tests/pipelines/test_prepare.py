@@ -223,7 +223,7 @@ def test_several_label_columns_some_with_many_classes(tmp_path: Path, encoder: s
         row["topics"] = [None, [], ["b", "a"], ["c"]][number % 4]
         row["label"] = row["label"] if number % 3 else None
     labels = [{"column": "label", "names": {"good": "fine"}}, {"column": "topics", "multi": True}]
-    data = {"source": write_jsonl(tmp_path / "a.jsonl", rows), "labels": labels}
+    data = {"source": write_jsonl(tmp_path / "a.jsonl", rows), "labels": labels, "columns": ["topics"]}
     metrics, prepared = run(settings(encoder, data, deduplicate="none"), tmp_path / "out")
     sentiment, topics = prepared.index.labels
     assert sentiment.classes == ("bad", "fine")
@@ -234,6 +234,7 @@ def test_several_label_columns_some_with_many_classes(tmp_path: Path, encoder: s
         for row in rows_of(prepared, split):
             number = row["row"]
             assert row["label:topics"] == [None, [], [0, 1], [2]][number % 4]
+            assert row["column:topics"] == [None, "[]", '["b", "a"]', '["c"]'][number % 4]
             assert row["label:label"] == (-1 if number % 3 == 0 else 1 if rows[number]["label"] == "good" else 0)
 
 

@@ -247,6 +247,21 @@ def test_a_damaged_parquet_file_is_told(tmp_path: Path, damage: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_data_that_goes_or_breaks_while_it_is_read_is_told(tmp_path: Path) -> None:
+    for form in ("datasets", "pkl", "parquet", "csv"):
+        path = write(tmp_path, form)
+        data = settings(str(path))
+        (source,) = find_sources(data, UPath(tmp_path))
+        (bounds,) = cut(source, 2**20, True)
+        if form == "datasets":
+            next(path.glob("*.arrow")).write_bytes(b"no arrow")
+        else:
+            path.unlink()
+        with pytest.raises(InputError, match=rf"data.{form}.* cannot be read") as raised:
+            decode(Unit(source, *bounds), data)
+        assert "\n" not in str(raised.value)
+
+
 def test_parquet_is_planned_by_what_it_unpacks_to(tmp_path: Path) -> None:
     texts = [f"{'the same words again and again, ' * 4}{number}" for number in range(9_000)]
     path = tmp_path / "texts.parquet"
