@@ -1,9 +1,9 @@
 """Dropout for training on a CPU, where torch's takes more than a tenth of a step.
 
 torch draws a CPU's masks one number at a time, and attention with dropout in it takes the slow road through float32.
-Here masks are cut from 64 random bits four at a time, and attention stays in its inputs' type. The bits are those of
-numpy's SFC64 (Doty-Humphrey's Small Fast Chaotic generator), whose stream is the same in all versions of numpy. Like
-torch's, the stream is one for the process: `seed` begins it anew.
+Here masks are cut from 64 random bits four at a time, and attention's products stay in their inputs' type. The bits
+are those of numpy's SFC64 (Doty-Humphrey's Small Fast Chaotic generator), whose stream is the same in all versions of
+numpy. Like torch's, the stream is one for the process: `seed` begins it anew.
 """
 
 import math
@@ -72,11 +72,18 @@ def attention(
         )
         return done
     scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key.transpose(2, 3))
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask
-    return torch.matmul(dropped(scores.softmax(-1), dropout), value).transpose(1, 2).contiguous(), None
+    if attention_mask is not None:
+        scores = scores + _as_bias(attention_mask)
+    # In float32: exact, and torch's bf16 softmax takes four times as long on a CPU.
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return torch.matmul(dropped(weights, dropout), value).transpose(1, 2).contiguous(), None
+
+
+def _as_bias(mask: Tensor) -> Tensor:
+    """What to add to scores: nothing where the mask is true, the least number where it is false."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
 
 
 def use_stream(model: PreTrainedModel) -> None:

@@ -8,10 +8,11 @@ The rounding, 5.8e-11, is far below Adam's epsilon of 1e-8.
 Cost: one pass over the gradient for each lane, in blocks that stay in the processor's cache, while the backward
 pass goes on. A sum is kept, and goes over the wire, in 32 bits (the bytes of a float32) while a running bound shows
 that it fits, up to 0.12, else in 64; it is exact both ways. The input embedding's gradient stays sparse: only
-rows of tokens that occur are summed and exchanged.
+rows of tokens that occur are summed and exchanged. Workers of one host exchange through shared memory (`hostsum`).
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -19,11 +20,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
+from models.hostsum import HostSum
+
 SCALE_BITS = 34
 _SCALE = 2.0**SCALE_BITS
 _LARGEST = 2.0 ** (62 - SCALE_BITS)
 _LARGEST_32 = 2.0 ** (31 - SCALE_BITS) * 0.999
-_BLOCK = 1 << 16
+_BLOCK = 1 << 18
 _BUCKET_ELEMENTS = 1 << 22
 
 
@@ -89,11 +92,11 @@ class FixedPointSum:
         ]
         device = self._parameters[0].device
         self._bounds = torch.zeros(len(self._parameters), dtype=torch.float64, device=device)
+        self._scale = torch.tensor(_SCALE)
         self._float_block = torch.empty(_BLOCK)
         self._integer_block = torch.empty(_BLOCK, dtype=torch.int32)
         self._long_block = torch.empty(_BLOCK, dtype=torch.int64)
-        self.wire_bytes = 0
-        """Bytes of gradients that the last `reduce` sent into all-reduce."""
+        self._host_sums = {dtype: HostSum(dtype) for dtype in (torch.int32, torch.int64)}
         for position, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(self._taker(position))
 
@@ -113,22 +116,25 @@ class FixedPointSum:
             raise GradientOverflowError(
                 f"a gradient is not finite or larger than {_LARGEST:.0e}; lower the learning rate or look at the data"
             )
-        self.wire_bytes = 0
         if workers > 1:
-            self._exchange(bounds)
-        for position, (parameter, gradient, touched) in enumerate(
-            zip(self._parameters, self._gradients, self._touched, strict=True)
+            for touched in self._touched:
+                if touched is not None:
+                    dist.all_reduce(touched, dist.ReduceOp.MAX)
+        rows = [None if touched is None else touched.nonzero().squeeze(1) for touched in self._touched]
+        parts = [total if chosen is None else total[chosen] for total, chosen in zip(self._sums, rows, strict=True)]
+        totals = self._exchanged(parts, bounds) if workers > 1 else parts
+        for position, (parameter, gradient, total, chosen) in enumerate(
+            zip(self._parameters, self._gradients, totals, rows, strict=True)
         ):
-            total = self._sums[position]
-            if touched is None:
+            kept = self._sums[position]
+            if chosen is None:
                 torch.mul(total, 1.0 / _SCALE, out=gradient)
                 self._sums[position] = (
-                    total.zero_() if total.dtype == self._first_type(position) else self._zeros(position)
+                    kept.zero_() if kept.dtype == self._first_type(position) else self._zeros(position)
                 )
             else:
-                rows = touched.nonzero().squeeze(1)
-                gradient[rows] = total[rows] * (1.0 / _SCALE)
-                total[rows] = 0
+                gradient[chosen] = total * (1.0 / _SCALE)
+                kept[chosen] = 0
             parameter.grad = gradient
 
     def release(self) -> None:
@@ -171,12 +177,11 @@ class FixedPointSum:
             self._sums[position] = self._sums[position].to(torch.int64)
         total = self._sums[position].view(-1)
         block = self._integer_block if total.dtype == torch.int32 else self._long_block
-        for start in range(0, len(total), _BLOCK):
-            part = gradient[start : start + _BLOCK]
+        for part, sums in zip(gradient.split(_BLOCK), total.split(_BLOCK), strict=True):
             scaled, rounded = self._float_block[: len(part)], block[: len(part)]
-            torch.mul(part, _SCALE, out=scaled)
+            torch.mul(part, self._scale, out=scaled)
             rounded.copy_(scaled.round_())
-            total[start : start + _BLOCK] += rounded
+            sums.add_(rounded)
 
     def _zeros(self, position: int) -> Tensor:
         parameter = self._parameters[position]
@@ -187,45 +192,32 @@ class FixedPointSum:
         dense_on_cpu = not self._is_sparse[position] and self._parameters[position].device.type == "cpu"
         return torch.int32 if dense_on_cpu else torch.int64
 
-    def _exchange(self, bounds: list[float]) -> None:
-        """All-reduces the sums, several tensors in one message, as 32-bit integers where the bound allows."""
-        for touched in self._touched:
-            if touched is not None:
-                dist.all_reduce(touched, dist.ReduceOp.MAX)
-        message: dict[torch.dtype, list[int]] = {torch.int32: [], torch.int64: []}
-        for position, bound in enumerate(bounds):
-            message[torch.int32 if bound < _LARGEST_32 else torch.int64].append(position)
-        for dtype, positions in message.items():
-            bucket: list[int] = []
-            elements = 0
-            for position in positions:
-                bucket.append(position)
-                elements += self._sums[position].numel()
-                if elements >= _BUCKET_ELEMENTS:
-                    self._send(bucket, dtype)
-                    bucket, elements = [], 0
-            if bucket:
-                self._send(bucket, dtype)
-
-    def _send(self, bucket: list[int], dtype: torch.dtype) -> None:
-        """All-reduces the sums of some parameters in one message; of a sparse one only the touched rows."""
-        rows = [None if (touched := self._touched[p]) is None else touched.nonzero().squeeze(1) for p in bucket]
-        parts = [
-            self._sums[position] if chosen is None else self._sums[position][chosen]
-            for position, chosen in zip(bucket, rows, strict=True)
-        ]
-        flat = torch.cat([part.reshape(-1).to(dtype) for part in parts])
-        dist.all_reduce(flat)
-        self.wire_bytes += flat.numel() * flat.element_size()
-        summed = flat.split([part.numel() for part in parts])
-        for position, chosen, part, total in zip(bucket, rows, parts, summed, strict=True):
-            if chosen is None:
-                self._sums[position] = total.view(part.shape)
-            else:
-                self._sums[position][chosen] = total.view(part.shape).to(torch.int64)
+    def _exchanged(self, parts: Sequence[Tensor], bounds: Sequence[float]) -> list[Tensor]:
+        """The sums over the workers, as 32-bit integers where the bound allows."""
+        totals = list(parts)
+        for dtype, host_sum in self._host_sums.items():
+            mine = [n for n, bound in enumerate(bounds) if (bound < _LARGEST_32) == (dtype == torch.int32)]
+            if not mine:
+                continue
+            message = [parts[position].reshape(-1).to(dtype) for position in mine]
+            flat = host_sum.all_reduce(message) if message[0].device.type == "cpu" else None
+            pieces = flat.split([piece.numel() for piece in message]) if flat is not None else _all_reduced(message)
+            for position, piece in zip(mine, pieces, strict=True):
+                totals[position] = piece.view(parts[position].shape)
+        return totals
 
     def _forget(self) -> None:
         self._sums = [self._zeros(position) for position in range(len(self._parameters))]
         for touched in self._touched:
             if touched is not None:
                 touched.zero_()
+
+
+def _all_reduced(parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The sums over the workers, several parts in one message."""
+    ends = itertools.accumulate(part.numel() for part in parts)
+    for _, bucket in itertools.groupby(zip(ends, parts, strict=True), lambda item: item[0] // _BUCKET_ELEMENTS):
+        message = [part for _, part in bucket]
+        flat = torch.cat(message)
+        dist.all_reduce(flat)
+        yield from flat.split([part.numel() for part in message])
