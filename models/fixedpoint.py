@@ -8,11 +8,12 @@ The rounding, 5.8e-11, is far below Adam's epsilon of 1e-8.
 Cost: one pass over the gradient for each lane, in blocks that stay in the processor's cache, while the backward
 pass goes on. A sum is kept, and goes over the wire, in 32 bits (the bytes of a float32) while a running bound shows
 that it fits, up to 0.12, else in 64; it is exact both ways. The input embedding's gradient stays sparse: only
-rows of tokens that occur are summed and exchanged. Workers of one host exchange through shared memory (`hostsum`).
+rows of tokens that occur are summed and exchanged. Workers exchange through shared memory (`hostsum`) where
+all are on one host.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -96,7 +97,7 @@ class FixedPointSum:
         self._float_block = torch.empty(_BLOCK)
         self._integer_block = torch.empty(_BLOCK, dtype=torch.int32)
         self._long_block = torch.empty(_BLOCK, dtype=torch.int64)
-        self._host_sums = {dtype: HostSum(dtype) for dtype in (torch.int32, torch.int64)}
+        self._host_sum = HostSum()
         for position, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(self._taker(position))
 
@@ -195,15 +196,18 @@ class FixedPointSum:
     def _exchanged(self, parts: Sequence[Tensor], bounds: Sequence[float]) -> list[Tensor]:
         """The sums over the workers, as 32-bit integers where the bound allows."""
         totals = list(parts)
-        for dtype, host_sum in self._host_sums.items():
+        for dtype in (torch.int32, torch.int64):
             mine = [n for n, bound in enumerate(bounds) if (bound < _LARGEST_32) == (dtype == torch.int32)]
-            if not mine:
-                continue
-            message = [parts[position].reshape(-1).to(dtype) for position in mine]
-            flat = host_sum.all_reduce(message) if message[0].device.type == "cpu" else None
-            pieces = flat.split([piece.numel() for piece in message]) if flat is not None else _all_reduced(message)
-            for position, piece in zip(mine, pieces, strict=True):
-                totals[position] = piece.view(parts[position].shape)
+            ends = itertools.accumulate(parts[position].numel() for position in mine)
+            placed = zip(ends, mine, strict=True)
+            for _, bucket in itertools.groupby(placed, lambda item: item[0] // _BUCKET_ELEMENTS):
+                positions = [position for _, position in bucket]
+                flat = torch.cat([parts[position].reshape(-1).to(dtype) for position in positions])
+                if flat.device.type != "cpu" or not self._host_sum.all_reduce(flat):
+                    dist.all_reduce(flat)
+                pieces = flat.split([parts[position].numel() for position in positions])
+                for position, piece in zip(positions, pieces, strict=True):
+                    totals[position] = piece.view(parts[position].shape)
         return totals
 
     def _forget(self) -> None:
@@ -211,13 +215,3 @@ class FixedPointSum:
         for touched in self._touched:
             if touched is not None:
                 touched.zero_()
-
-
-def _all_reduced(parts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The sums over the workers, several parts in one message."""
-    ends = itertools.accumulate(part.numel() for part in parts)
-    for _, bucket in itertools.groupby(zip(ends, parts, strict=True), lambda item: item[0] // _BUCKET_ELEMENTS):
-        message = [part for _, part in bucket]
-        flat = torch.cat(message)
-        dist.all_reduce(flat)
-        yield from flat.split([part.numel() for part in message])

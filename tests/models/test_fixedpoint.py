@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from models import fixedpoint, hostsum
 from models.fixedpoint import FixedPointSum, FloatSum, GradientOverflowError
 
 LANES = 6
@@ -108,32 +109,41 @@ def test_what_does_not_fit_is_told_and_forgotten(scale: float) -> None:
     assert all(torch.isfinite(gradient).all() for gradient in gradients(model))
 
 
-def _worker(rank: int, workers: int, port: int, scale: float, folder: str) -> None:
+def three_steps(model: nn.ModuleDict, sums: FixedPointSum, scale: float, lanes: range) -> list[torch.Tensor]:
+    """The gradients of three steps: of those between them and the others, one kind needs 64 bits."""
+    found = []
+    for each in (scale, 1e-6 / scale, scale):
+        for lane in lanes:
+            run_lane(model, lane, each)
+        sums.reduce()
+        found += gradients(model)
+        sums.release()
+    return found
+
+
+def _worker(rank: int, workers: int, port: int, scale: float, shared: bool, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    fixedpoint._BUCKET_ELEMENTS = 20
+    if not shared:
+        hostsum._FOLDER = Path("/nowhere")
     model = make_model()
-    sums = sums_of(model)
-    for lane in range(rank, LANES, workers):
-        run_lane(model, lane, scale)
-    sums.reduce()
-    torch.save(gradients(model), Path(folder) / f"{workers}-{rank}.pt")
+    found = three_steps(model, sums_of(model), scale, range(rank, LANES, workers))
+    torch.save(found, Path(folder) / f"{workers}-{rank}.pt")
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["shared memory", "network"])
 @pytest.mark.parametrize("scale", [1e-6, 1.0])
-def test_any_number_of_workers_gives_the_same_bits(scale: float, tmp_path: Path) -> None:
+def test_any_number_of_workers_gives_the_same_bits(scale: float, shared: bool, tmp_path: Path) -> None:
     """Small sums travel as 32-bit integers, large ones as 64-bit; the result is exact both ways."""
     model = make_model()
-    sums = sums_of(model)
-    for lane in range(LANES):
-        run_lane(model, lane, scale)
-    sums.reduce()
-    alone = gradients(model)
+    alone = three_steps(model, sums_of(model), scale, range(LANES))
     for workers in (2, 3):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        mp.spawn(_worker, (workers, port, scale, str(tmp_path)), nprocs=workers)
+        mp.spawn(_worker, (workers, port, scale, shared, str(tmp_path)), nprocs=workers)
         for rank in range(workers):
             found = torch.load(tmp_path / f"{workers}-{rank}.pt")
             assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
