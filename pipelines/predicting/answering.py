@@ -22,6 +22,7 @@ from models.settings import InputError
 from pipelines.predicting.predictions import prediction_columns
 from pipelines.predicting.reading import Given, read_tables, unreadable_rows
 from pipelines.predicting.tables import as_text, write_parquet
+from pipelines.preparing.cells import plain
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.formats import Source
 
@@ -132,4 +133,4 @@ def _texts(table: pa.Table, name: str) -> list[str | None]:
     if name not in table.column_names:
         # Of jsonl: none of the part's objects has the key.
         return [None] * len(table)
-    return [as_text(value) for value in table[name].to_pylist()]
+    return [as_text(plain(value)) for value in table[name].to_pylist()]

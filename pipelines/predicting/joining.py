@@ -74,5 +74,7 @@ def _open(path: UPath) -> Iterator[object]:
             f"{path} was answered but is not there; on several machines the output must be where all of them can "
             "write: run the same command again, or with --out s3://BUCKET/NAME."
         ) from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):
+            raise  # The place, not the content.
         raise ClusterError(f"{path} is damaged; remove it and run the same command again.") from error

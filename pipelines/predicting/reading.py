@@ -1,7 +1,8 @@
 """The files to predict as small tables with all their columns, in order, by the recipe's reading rules.
 
-A file's name tells its format, `data.format` where the name tells none. Quotes, skipped lines and what becomes of
-bytes that are no UTF-8 are as the recipe says for files of the recipe's own format, else as is usual.
+A file's name tells its format, but `data.format` does where the recipe's own files end alike or the name tells none.
+Quotes, skipped lines and what becomes of bytes that are no UTF-8 are as the recipe says for files of the recipe's own
+format, else as is usual.
 
 Where `prepare` sets an unusable row aside, a prediction must not lose one: a row whose text is not UTF-8 keeps its
 place and is told, to stay without an answer (but not where `data.undecodable` is `replace`); a row that cannot be
@@ -17,12 +18,14 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
 from models.settings import InputError
 from pipelines.predicting.tables import as_text
+from pipelines.preparing import cells
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.formats import EXTENSIONS, Source, csv_reader, format_of, look
 from pipelines.preparing.pickles import load_plain_columns
@@ -63,20 +66,24 @@ def input_identity(source: str, recipe: DataSettings) -> list[Any]:
         InputError: a file is missing or cannot be read.
     """
     endings = [] if source.startswith(HUB) else [path.suffix for path in expand(source)]
-    try:
-        content = sources_identity(DataSettings(source=source))
-    except OSError as error:
-        raise InputError(f"{source} cannot be read: {error}.") from error
+    content = sources_identity(DataSettings(source=source))
     own = sorted(str(each) for each in _formats_of(recipe))
     return [content, endings, own, recipe.model_dump(mode="json", include={"format", "text", "text_pair", *_RULES})]
 
 
 def _settings_for(path: UPath, recipe: DataSettings) -> DataSettings:
-    kind = "datasets" if path.is_dir() else format_of(path) or recipe.format
+    kind = "datasets" if path.is_dir() else _format_for(path, recipe)
     own = _formats_of(recipe)
     rules = recipe.model_dump(include=_RULES) if kind in own or None in own else {}
     text = "text" if kind == "text" else recipe.text  # Lines have no columns: each is the text.
     return DataSettings(source=str(path), format=kind, text=text, text_pair=recipe.text_pair, **rules)
+
+
+def _format_for(path: UPath, recipe: DataSettings) -> str:
+    alike = {PurePosixPath(reference).suffix.lower() for _, reference in references(recipe)}
+    if recipe.format != "auto" and path.suffix.lower() in alike:
+        return recipe.format
+    return format_of(path) or recipe.format
 
 
 def _formats_of(recipe: DataSettings) -> set[str | None]:
@@ -128,18 +135,26 @@ def _table(columns: Mapping[str, Sequence[Any]], texts: Sequence[str]) -> pa.Tab
     try:
         return pa.table({name: _typed(values) for name, values in columns.items()})
     except UnicodeEncodeError:  # Surrogates: bytes that are not UTF-8, or half a pair in a JSON escape.
-        cells = zip(*(columns[name] for name in texts if name in columns), strict=True)
-        unreadable = [row for row, values in enumerate(cells) if _mended(values) != list(values)]
+        rows = zip(*(columns[name] for name in texts if name in columns), strict=True)
+        unreadable = [row for row, values in enumerate(rows) if _mended(values) != list(values)]
         mended = {_mended(name): _typed(_mended(values)) for name, values in columns.items()}
         return pa.table(mended).replace_schema_metadata({_UNREADABLE: json.dumps(unreadable)})
 
 
 def _typed(values: Sequence[Any]) -> pa.Array:
     try:
-        return pa.array(values)
+        array = pa.array(values)
+        # Parquet cannot hold objects without keys.
+        return pa.array([as_text(value) for value in values], pa.string()) if _is_hollow(array.type) else array
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         # Values of several types: as they stand in the file.
         return pa.array([as_text(value) for value in values], pa.string())
+
+
+def _is_hollow(kind: pa.DataType) -> bool:
+    """Whether there is an object without keys in it."""
+    inner = [kind.field(position).type for position in range(kind.num_fields)]
+    return (pa.types.is_struct(kind) and not inner) or any(map(_is_hollow, inner))
 
 
 def _mended(value: Any) -> Any:
@@ -218,6 +233,8 @@ def _parquet_tables(source: Source, settings: DataSettings, texts: Sequence[str]
                 yield table
                 read += len(table)
         except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None):
+                raise  # The place, not the content.
             told = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
             raise InputError(f"{source.path} is damaged after row {read:,}: {told}.") from error
 
@@ -229,14 +246,11 @@ def _with_text(table: pa.Table, source: Source, settings: DataSettings, texts: S
         column, kind = table.column(index), table.schema.types[index]
         if name in texts and pa.types.is_nested(kind):
             raise InputError(f"{source.path}: {name} holds {kind}, not text; name a column of strings.")
-        raw = name in texts and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-        if raw or ((pa.types.is_string(kind) or pa.types.is_large_string(kind)) and not _is_utf8(column)):
-            cells = column.cast(pa.large_binary()).to_pylist()
-            decoded = [None if cell is None else cell.decode("utf-8", _errors(settings)) for cell in cells]
-            mended = [_mended(cell) for cell in decoded]
-            if name in texts:
-                unreadable |= {row for row, cell in enumerate(decoded) if cell != mended[row]}
-            table = table.set_column(index, name, pa.array(mended, pa.string()))
+        if name in texts or ((pa.types.is_string(kind) or pa.types.is_large_string(kind)) and not _is_utf8(column)):
+            mended, wrong = cells.as_text(column, None)
+            if name in texts and settings.undecodable == "reject":
+                unreadable |= set(np.flatnonzero(wrong).tolist())
+            table = table.set_column(index, name, mended)
     return table.replace_schema_metadata({_UNREADABLE: json.dumps(sorted(unreadable))})
 
 

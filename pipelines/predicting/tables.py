@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from cluster.store import is_local
+from models.settings import InputError
 
 
 def as_text(value: object) -> str | None:
@@ -47,7 +48,13 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
             if pa.types.is_string(entry.type):
                 column = pa.array([as_text(value) for value in column.to_pylist()], pa.string())
             else:
-                column = column.cast(entry.type)
+                try:
+                    column = column.cast(entry.type)
+                except pa.ArrowInvalid as error:
+                    raise InputError(
+                        f"the column {entry.name} is {column.type} in one place and {entry.type} in another, and does "
+                        f"not fit: {error}; give it one type."
+                    ) from error
         columns.append(column)
     return pa.table(columns, schema=schema)
 

@@ -271,6 +271,35 @@ def test_the_recipe_s_format_counts_where_a_name_tells_none(model: Path, tmp_pat
     assert read_back(out) == ["owl"]
 
 
+def test_the_recipe_s_format_counts_for_names_like_its_own_files(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_text("id\ttext\n1\tcat dog\n2\tred blue\n")
+    answer(tmp_path / "new.txt", tmp_path / "out.csv", model, source="train.txt", format="tsv")
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert [(row["id"], row["text"]) for row in rows] == [("1", "cat dog"), ("2", "red blue")]
+
+
+@pytest.mark.parametrize("kind", [pa.dictionary(pa.int32(), pa.binary()), pa.binary_view(), pa.binary(7)], ids=str)
+def test_bytes_of_any_kind_are_read_as_text(model: Path, tmp_path: Path, kind: pa.DataType) -> None:
+    asked = [b"cat dog", b"red cat", b"r\xffd dog"]
+    column = pa.array(asked).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(asked, kind)
+    pq.write_table(pa.table({"text": column}), tmp_path / "in.parquet")
+    assert answer(tmp_path / "in.parquet", tmp_path / "out.parquet", model).unreadable == 1
+    assert read_back(tmp_path / "out.parquet") == ["cat dog", "red cat", "r\ufffdd dog"]
+
+
+def test_what_parquet_cannot_hold_is_written_as_json_or_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "cat dog", "meta": {}}\n{"text": "red", "meta": {}}\n')
+    answer(tmp_path / "in.jsonl", tmp_path / "out.parquet", model)
+    assert pq.read_table(tmp_path / "out.parquet")["meta"].to_pylist() == ["{}", "{}"]
+    (tmp_path / "parts").mkdir()
+    for name, value in (("a", pa.array([2**60 + 1])), ("b", pa.array([0.5]))):
+        pq.write_table(pa.table({"text": ["cat"], "id": value}), tmp_path / "parts" / f"{name}.parquet")
+    with pytest.raises(
+        InputError, match=r"the column id is int64 in one place and double in another, and does not fit"
+    ):
+        answer(tmp_path / "parts", tmp_path / "joined.parquet", model)
+
+
 def test_prepare_and_predict_read_the_same_rows(tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
     path.write_bytes(b'\xef\xbb\xbftext,n\r\n"a ""b"" c",1\r\n"d\ne"f,2\n g "h",3\n\n"",4\n,5')
@@ -508,6 +537,7 @@ def test_what_a_broken_off_try_left_on_s3_stays_out_of_the_output(
         (lambda part: part.unlink(), "was answered but is not there"),
         (lambda part: pq.write_table(pq.read_table(part).slice(1), part), "has 9 rows where 10 were read"),
         (lambda part: part.write_bytes(b"PAR1"), "is damaged"),
+        (lambda part: part.write_bytes(b"PAR1" + bytes(4000) + (3000).to_bytes(4, "little") + b"PAR1"), "is damaged"),
     ],
 )
 def test_a_part_that_is_lost_or_short_is_told(
