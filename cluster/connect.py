@@ -77,8 +77,7 @@ def room_for(cpus: float, gpus: float, what: str, setting: str) -> None:
     Raises:
         ClusterError: names what is there and the setting to lower.
     """
-    node = getattr(ray._private.worker, "_global_node", None)
-    if node is None or not node.is_head():
+    if not _is_own():
         return
     there = ray.cluster_resources()
     for wanted, name in ((cpus, "CPU"), (gpus, "GPU")):
@@ -92,11 +91,21 @@ def require_shared(store: str) -> None:
     """Makes sure that all hosts of the cluster can reach the store.
 
     Raises:
-        ClusterError: there are several hosts, and `store` (as the user gave it) is a relative path.
+        ClusterError: `store` (as the user gave it) is a relative path, and work is done on other hosts than this.
     """
-    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    if len(hosts) > 1 and "://" not in store and not Path(store).expanduser().is_absolute():
+    if _is_own() or "://" in store or Path(store).expanduser().is_absolute():
+        return
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len({node["NodeManagerHostname"] for node in nodes}) > 1 or not any(
+        node["Resources"].get("CPU", 0) for node in nodes
+    ):
         raise ClusterError(
-            f"the store {store} is a folder of this host, but the cluster has {len(hosts)} hosts; give one that all "
-            "reach: store=s3://BUCKET/PREFIX, or an absolute path on a shared filesystem."
+            f"the store {store} is a folder of this host, but the cluster works on others; give one that all reach: "
+            "store=s3://BUCKET/PREFIX, or an absolute path on a shared filesystem."
         )
+
+
+def _is_own() -> bool:
+    """Whether this process made the cluster, for itself alone."""
+    node = getattr(ray._private.worker, "_global_node", None)
+    return node is not None and bool(node.is_head())

@@ -74,7 +74,11 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Classi
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True
             )
-        return model.eval(), AutoTokenizer.from_pretrained(folder), spec
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{folder} holds no classifier that can be loaded: {reason}") from error
+    try:
+        return model.eval(), AutoTokenizer.from_pretrained(folder), spec
+    except Exception as error:  # `tokenizers` raises bare ones.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"{folder} holds no tokenizer that can be loaded: {reason}") from error

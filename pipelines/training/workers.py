@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,13 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
     settings = job.settings
     wanted: int | tuple[int, int] = settings.workers
     gpus = ray.cluster_resources().get("GPU", 0) > 0
-    room = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0) / (1 if gpus else settings.threads))
-    if room == 0:
-        room_for(settings.threads, int(gpus), "a training worker", "finetune.threads")
+    room_for(settings.threads, int(gpus), "a training worker", "finetune.threads")
+    room = sum(_room(node["Resources"], settings.threads, gpus) for node in ray.nodes() if node["Alive"])
     if room < settings.workers:
         wanted = (1, settings.workers)
         progress.console.print(
-            f"  there is room for {room} of {settings.workers} workers now; training starts with those "
-            "and ends in the same weights"
+            f"  there is room for {room or 'none'} of {settings.workers} workers now; training starts with "
+            f"{'those' if room else 'the first that finds room'} and ends in the same weights"
         )
     bulletin: Any = ray.remote(num_cpus=0)(Bulletin).remote()
     per_worker = {"CPU": settings.threads} | ({"GPU": 1} if gpus else {})
@@ -128,6 +127,12 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
     return outcome
 
 
+def _room(node: Mapping[str, float], threads: int, gpus: bool) -> int:
+    """How many workers a node has the resources for."""
+    by_cpus = node.get("CPU", 0) // threads
+    return int(min(by_cpus, node.get("GPU", 0)) if gpus else by_cpus)
+
+
 def _storage(work: UPath) -> dict[str, Any]:
     if is_local(work):
         return {"storage_path": work.path}
@@ -142,7 +147,8 @@ def _explained(error: TrainingFailedError) -> Exception:
             return type(failure)(str(failure))
         if isinstance(failure, OSError) and failure.errno:
             return ClusterError(f"a training worker failed: {failure}; run the same command again to go on.")
-    reason = next((str(failure).strip().splitlines()[-1] for failure in failures), str(error))
+    told = (str(failure).strip().splitlines() for failure in failures)
+    reason = next((lines[-1] for lines in told if lines), str(error))
     return ClusterError(f"training ended early: {reason}; run the same command again to go on.")
 
 

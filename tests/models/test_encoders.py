@@ -97,6 +97,7 @@ def test_other_damage_to_a_classifier_is_told(folder: Path, tmp_path: Path) -> N
     for number, (name, text, sentence) in enumerate(
         (
             ("classifier.json", "{", r"classifier\.json is damaged: copy or make it again\.$"),
+            ("tokenizer.json", "{}", "holds no tokenizer that can be loaded"),
             ("config.json", "{", r"holds no classifier that can be loaded: .*config\.json"),
             ("config.json", '{"model_type": "bert", "hidden_size": "wide"}', r"that can be loaded: .*'hidden_size'"),
         )
