@@ -1,5 +1,7 @@
 """The recipe: what a user asks for, from raw text to the endpoint, in one validated document."""
 
+from pathlib import PurePosixPath
+
 from pydantic import Field, model_validator
 
 from models.settings import Settings, execution
@@ -8,6 +10,7 @@ from pipelines.finetune import FinetuneSettings, ScratchEncoder
 from pipelines.metrics import metric_problem
 from pipelines.prepare import PrepareSettings
 from pipelines.preparing.data import DataSettings, split_name
+from pipelines.preparing.sources import references
 from serve.settings import ServeSettings
 
 
@@ -30,9 +33,10 @@ class Recipe(Settings):
             raise ValueError("prepare.tokenizer: an encoder from scratch needs one, for example {vocabulary: 8000}")
         if isinstance(self.finetune.encoder, str) and self.prepare.tokenizer is not None:
             raise ValueError("prepare.tokenizer: a pretrained encoder brings its own; leave this out")
-        given = self.data.split is not None or (
-            isinstance(self.data.source, dict) and "validation" in map(split_name, self.data.source)
-        )
+        given = self.data.split is not None or any(
+            split_name(split or "") == "validation" or not PurePosixPath(source).suffix
+            for split, source in references(self.data)
+        )  # A folder or a hub dataset may bring its own; what has none is told when it has been looked at.
         if self.prepare.validation_share == 0 and not given:
             raise ValueError(
                 "prepare.validation_share: must be above 0, as the best epoch is chosen on rows not trained on"

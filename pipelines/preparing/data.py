@@ -115,7 +115,7 @@ def splits_to_read(place: str, names: list[str], split: str | None) -> dict[str,
         )
     if split is None:
         return known if len(names) > 1 else {names[0]: None}
-    if len(names) == 1 and known[names[0]] is None:
+    if len(names) == 1:  # Plain files on the hub are all called train, whatever they are.
         return {names[0]: split}
     if split not in known.values():
         raise InputError(f"{place} has no {split} split; its splits are {', '.join(names)}.")

@@ -59,15 +59,21 @@ def find_sources(settings: DataSettings, fetched: UPath) -> list[Source]:
         InputError: a file is missing, empty, of an unknown format, or lacks a column that the recipe uses.
     """
     found: list[Source] = []
+    given_as: dict[str, str | None] = {}
     for position, (split, reference) in enumerate(references(settings)):
         if reference.startswith(HUB):
             from pipelines.preparing.hub import fetch
 
             pairs = fetch(reference, split, fetched / f"{position:03d}")
-            found += [look_at_parquet(path, given) for given, path in pairs]
-            continue
-        for path in expand(reference):
-            found += look(path, settings, split)
+            sources = [look_at_parquet(path, given) for given, path in pairs]
+            places = [f"{reference}, {'/'.join(path.parts[-2:])}" for _, path in pairs]
+        else:
+            sources = [source for path in expand(reference) for source in look(path, settings, split)]
+            places = [source.path for source in sources]
+        for source, place in zip(sources, places, strict=True):
+            if given_as.setdefault(place, source.split) != source.split:
+                raise InputError(f"{place} is read as {given_as[place]} and as {source.split}; a row is in one split.")
+        found += sources
     for source in found:
         check_columns(source, settings)
     if not any(source.rows or source.size for source in found):

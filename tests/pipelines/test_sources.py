@@ -490,3 +490,9 @@ def test_units_of_a_csv_hold_what_the_whole_holds(tmp_path: Path) -> None:
         assert rejected == []
         assert [row["text"] for row in found] == [row["text"] for row in rows]
         assert [row["n"] for row in found] == [str(number) for number in range(500)]
+
+
+def test_a_file_in_two_splits_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\ncat,x\ndog,y\n")
+    with pytest.raises(InputError, match=r"a\.csv is read as train and as test; a row is in one split\.$"):
+        find_sources(settings({"train": str(tmp_path / "a.csv"), "test": str(tmp_path / "a.csv")}), UPath(tmp_path))
