@@ -1,7 +1,7 @@
 """Training speed and accuracy: the textbook loop, transformers' Trainer, and Shoal; same data, model and epochs.
 
-    python benchmarks/finetune.py                                  # all tweets: about 50 minutes on 2 cores
-    python benchmarks/finetune.py --airlines "united|americanair"  # those to two airlines: about 20 minutes
+    python benchmarks/finetune.py                                  # all tweets: over an hour on 2 cores
+    python benchmarks/finetune.py --airlines "united|americanair"  # those to two airlines: about 30 minutes
 
 Prints texts/s of each (training alone: no loading, no validation) and the accuracy on the same test split, as ratios
 too, for each seed; then the bare loop over the very batches of the 1-worker run, which shows what Ray, checkpoints

@@ -1,7 +1,7 @@
 """All-reduce among processes of one host through memory that they share.
 
 On CPUs torch's all-reduce (gloo) goes through the network stack even where all workers are on one host: of a small
-model's training step that takes a twelfth. Here each worker writes its numbers into a segment of its own, adds up
+model's training step that takes a fourteenth. Here each worker writes its numbers into a segment of its own, adds up
 its share of the positions over all segments, and reads everybody's share.
 """
 

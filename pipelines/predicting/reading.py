@@ -99,7 +99,7 @@ def read_tables(source: Source, settings: DataSettings, rows: int) -> Iterator[p
     Raises:
         InputError: a row cannot be read; names the file and the line.
     """
-    texts = [settings.text, *([settings.text_pair] if settings.text_pair else [])]
+    texts = settings.text_columns
     match source.format:
         case "csv" | "tsv":
             for records in _batches(_records(source, settings), rows):
@@ -144,11 +144,11 @@ def _table(columns: Mapping[str, Sequence[Any]], texts: Sequence[str]) -> pa.Tab
 def _typed(values: Sequence[Any]) -> pa.Array:
     try:
         array = pa.array(values)
-        # Parquet cannot hold objects without keys.
-        return pa.array([as_text(value) for value in values], pa.string()) if _is_hollow(array.type) else array
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        # Values of several types: as they stand in the file.
-        return pa.array([as_text(value) for value in values], pa.string())
+        array = None  # Values of several types.
+    if array is not None and not _is_hollow(array.type):  # Parquet cannot hold objects without keys.
+        return array
+    return pa.array([as_text(value) for value in values], pa.string())
 
 
 def _is_hollow(kind: pa.DataType) -> bool:
