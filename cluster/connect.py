@@ -30,6 +30,9 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# A cluster made for one command has no dashboard that would show Ray's metrics of itself; collecting them takes a
+# quarter of what its idle processes cost.
+OWN_CLUSTER = {"RAY_enable_open_telemetry": "0", "RAY_event_stats": "0"}
 
 
 @contextlib.contextmanager
@@ -48,9 +51,9 @@ def connected(
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     local = address == "local"
+    for name, value in (ENVIRONMENT | OWN_CLUSTER if local else ENVIRONMENT).items():
+        os.environ.setdefault(name, value)
     try:
         ray.init(
             address=address,
