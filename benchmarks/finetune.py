@@ -31,6 +31,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from upath import UPath
 
 from cluster.connect import connected
 from cluster.store import Store
@@ -153,8 +154,9 @@ def shoal(overrides: list[str], store: Store) -> tuple[float, Any]:
     return artifact.record.metrics["texts_per_second"], AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-def bare_loop(prepared: Prepared, epochs: int, settings: Any) -> float:
+def bare_loop(data: UPath, epochs: int, settings: Any) -> float:
     """The very batches of a Shoal run with one worker, without Ray, checkpoints, curves and validation."""
+    prepared = Prepared(data)
     torch.set_num_threads(settings.threads)
     seed = settings.seed
     split = prepared.index.splits["train"]
@@ -204,7 +206,8 @@ def main() -> None:
         store = Store.open(folder)
         recipe = load_recipe(RECIPE, [*where, f"store={folder}"])
         with connected(cpus=THREADS):
-            prepared = Prepared(complete(plan(recipe)["prepare"], store, Progress(), recipe.name).path)
+            data = complete(plan(recipe)["prepare"], store, Progress(), recipe.name).path
+        prepared = Prepared(data)
         train, test = Rows(prepared, "train"), Rows(prepared, "test")
         classes = len(prepared.index.labels[0].classes)
         with encoder_folder(str(recipe.finetune.encoder)) as encoder:
@@ -234,7 +237,7 @@ def main() -> None:
             for turn in range(options.turns):
                 for name in (BARE, SHOAL) if turn % 2 == 0 else (SHOAL, BARE):
                     if name == BARE:
-                        speed = alone(bare_loop, prepared, options.epochs, settings)
+                        speed = alone(bare_loop, data, options.epochs, settings)
                     else:
                         # A store of its own for each turn: what is there already is not made again.
                         with tempfile.TemporaryDirectory(prefix="shoal-bench-") as other:

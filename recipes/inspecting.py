@@ -171,7 +171,7 @@ def _look_jsonl(path: UPath) -> Sample:
 def _look_parquet(path: UPath) -> Sample:
     try:
         with path.fs.open(path.path, "rb") as stream:
-            file = pq.ParquetFile(stream)
+            file = pq.ParquetFile(stream, pre_buffer=False)
             total = file.metadata.num_rows
             rows: list[dict[str, Any]] = []
             for batch in file.iter_batches(batch_size=5_000):

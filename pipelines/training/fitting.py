@@ -90,10 +90,12 @@ def fit(
     """Trains from `state` to the end of the last epoch, or until `patience` validations brought nothing better.
 
     `validate` measures after each epoch, on all workers; `keep_best` saves the weights, each time `metric` is better
-    than ever before. Checkpoints come at most every `checkpoint_seconds`, by the first worker's clock.
+    than ever before. Checkpoints come at most every `checkpoint_seconds`, by the first worker's clock; one that is due
+    at the end of an epoch comes after its validation, so that none is measured and logged twice.
     """
     feed = trainer.feed
     last_checkpoint = last_news = time.monotonic()
+    due = False
     while state.epoch < epochs and not state.stopped_early:
         while state.step < feed.steps:
             started = time.monotonic()
@@ -112,17 +114,9 @@ def fit(
                 last_news = time.monotonic()
                 reporter.news(_news(state, feed.steps, epochs))
             state.seconds += time.monotonic() - started
-            if result.flag:
-                started = time.monotonic()
-                progress = asdict(state)
-                reporter.checkpoint(
-                    lambda folder, progress=progress: save_state(  # type: ignore[misc]
-                        folder, trainer.model, trainer.optimizer, trainer.schedule, progress
-                    ),
-                    {"epoch": state.epoch, "step": state.step, "loss": result.loss},
-                )
-                last_checkpoint = time.monotonic()
-                state.seconds += last_checkpoint - started
+            due = due or result.flag
+            if due and state.step < feed.steps:
+                last_checkpoint, due = _checkpoint(trainer, state, reporter), False
         measured = validate()
         set_training(trainer.model)
         for tracker in trackers:
@@ -134,8 +128,23 @@ def fit(
         elif patience is not None and state.epoch - state.best_epoch >= patience:
             state.stopped_early = True
         state.epoch, state.step = state.epoch + 1, 0
+        if due:
+            last_checkpoint, due = _checkpoint(trainer, state, reporter), False
     reporter.news(_news(state, feed.steps, epochs))
     return state
+
+
+def _checkpoint(trainer: LaneTrainer, state: FitState, reporter: Reporter) -> float:
+    """Writes a checkpoint; gives the time at which training goes on."""
+    started = time.monotonic()
+    progress = asdict(state)
+    reporter.checkpoint(
+        lambda folder: save_state(folder, trainer.model, trainer.optimizer, trainer.schedule, progress),
+        {"epoch": state.epoch, "step": state.step, "loss": state.losses[-1]},
+    )
+    ended = time.monotonic()
+    state.seconds += ended - started
+    return ended
 
 
 def _news(state: FitState, epoch_steps: int, epochs: int) -> dict[str, Any]:
