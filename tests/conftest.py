@@ -1,8 +1,11 @@
 """Fixtures that all tests share: one Ray cluster, and an S3 server of our own."""
 
 import os
+import shutil
+import subprocess
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import hypothesis
@@ -44,3 +47,21 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "s3://shoal"
     UPath("s3://shoal").fs.clear_instance_cache()
     server.stop()
+
+
+def mounted(folder: Path, *options: str) -> bool:
+    """Whether a small filesystem could be mounted there."""
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [mount or "mount", "-t", "tmpfs", "-o", ",".join(["size=64k", *options]), "tmpfs", str(folder)]
+    return bool(mount) and os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 64 kB."""
+    folder = tmp_path / "disk"
+    if not mounted(folder):
+        pytest.skip("needs to mount a filesystem")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cluster.store import is_local, remove_tree, upload_tree
+from cluster.store import is_local, remove_tree, telling_storage_errors, upload_tree
 from pipelines.predicting.tables import as_text
 
 Kind = Literal["parquet", "csv", "folder"]
@@ -60,7 +61,7 @@ def whole_output(target: UPath, kind: Kind, schema: pa.Schema) -> Iterator[Write
         final = Path(target.path)
         final.parent.mkdir(parents=True, exist_ok=True)
         with _scratch(final.with_name(f".{final.name}.unfinished")) as partial:
-            with _written(partial, kind, schema) as writer:
+            with _written(partial, kind, schema, "--out PATH") as writer:
                 yield writer
             partial.replace(final)
         return
@@ -68,7 +69,7 @@ def whole_output(target: UPath, kind: Kind, schema: pa.Schema) -> Iterator[Write
     with _scratch(Path(tempfile.gettempdir()) / f"shoal-{digest}") as folder:
         folder.mkdir(mode=0o700)
         local = folder / target.name
-        with _written(local, kind, schema) as writer:
+        with _written(local, kind, schema, "TMPDIR=PATH") as writer:
             yield writer
         if kind == "folder":
             remove_tree(target)
@@ -96,12 +97,29 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _written(path: Path, kind: Kind, schema: pa.Schema) -> Iterator[Writer]:
-    writer: Writer = {"parquet": _parquet, "csv": _Csv, "folder": _Folder}[kind](path, schema)
+def _written(path: Path, kind: Kind, schema: pa.Schema, setting: str) -> Iterator[Writer]:
+    """A writer at `path`, which `setting` chooses: what goes wrong there is told as this place's fault."""
+    with telling_storage_errors(str(path.parent), setting):
+        writer = _Told({"parquet": _parquet, "csv": _Csv, "folder": _Folder}[kind](path, schema), path, setting)
     try:
         yield writer
     finally:
         writer.close()
+
+
+@dataclass(frozen=True)
+class _Told:
+    writer: Writer
+    path: Path
+    setting: str
+
+    def write(self, table: pa.Table) -> None:
+        with telling_storage_errors(str(self.path.parent), self.setting):
+            self.writer.write(table)
+
+    def close(self) -> None:
+        with telling_storage_errors(str(self.path.parent), self.setting):
+            self.writer.close()
 
 
 def _parquet(path: Path, schema: pa.Schema) -> Any:

@@ -1,17 +1,16 @@
 """The store: artifacts are whole or absent, on a local disk and on S3, and trouble with it is told in one sentence."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from upath import UPath
 
 from cluster.store import ClusterError, Record, Store, local_copy, read_artifact, remove_tree, upload_tree
+from tests.conftest import mounted
 
 
 def record(fingerprint: str = "0123456789abcdef", stage: str = "prepare") -> Record:
@@ -142,24 +141,6 @@ def test_an_unreachable_s3_is_told(monkeypatch: pytest.MonkeyPatch, bucket: str)
 def test_an_unknown_kind_of_store_is_told() -> None:
     with pytest.raises(ClusterError, match="nope://x"):
         Store.open("nope://x")
-
-
-def mounted(folder: Path, *options: str) -> bool:
-    """Whether a small filesystem could be mounted there."""
-    folder.mkdir()
-    mount = shutil.which("mount")
-    command = [mount or "mount", "-t", "tmpfs", "-o", ",".join(["size=64k", *options]), "tmpfs", str(folder)]
-    return bool(mount) and os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 64 kB."""
-    folder = tmp_path / "disk"
-    if not mounted(folder):
-        pytest.skip("needs to mount a filesystem")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_told_and_leaves_no_artifact(small_disk: Path, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -25,6 +27,7 @@ from pipelines import predict
 from pipelines.predict import predict_file
 from pipelines.predicting.joining import Joined
 from pipelines.predicting.reading import read_tables
+from pipelines.predicting.whole_output import whole_output
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.decoding import decode
 from pipelines.preparing.formats import look
@@ -464,6 +467,21 @@ def test_no_bucket_is_made_for_a_mistyped_one(bucket: str, model: Path, tmp_path
     with pytest.raises(ClusterError, match="cannot write to s3://shaol/out"):
         answer(source, "s3://shaol/out.csv", model)
     assert not UPath("s3://shaol").exists()
+
+
+def test_a_full_temporary_folder_is_not_told_as_the_bucket_s_fault(
+    bucket: str, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    table = pa.table({"text": texts(5_000)})
+    folder = re.escape(str(small_disk))
+    with (
+        pytest.raises(ClusterError, match=f"cannot write to {folder}/shoal-[0-9a-f]+: no space is left there"),
+        whole_output(UPath(f"{bucket}/out.csv"), "csv", table.schema) as writer,
+    ):
+        writer.write(table)
+    assert not UPath(f"{bucket}/out.csv").exists()
+    assert not list(small_disk.iterdir())
 
 
 _ON_S3 = """
