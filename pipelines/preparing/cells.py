@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from models.settings import InputError
 from pipelines.preparing.sieve import mask, whole
 
 _BYTES = (
@@ -32,13 +33,17 @@ def plain(value: Any) -> Any:
         case float():
             return None if value != value else str(int(value)) if value.is_integer() else repr(value)
         case list() | tuple():
-            return [text for item in value if (text := plain(item)) is not None]
+            return [text for item in value if (text := _item(item)) is not None]
         case dict():
             return json.dumps(value, ensure_ascii=False, default=plain)
         case bytes():
             return value.decode("utf-8", "surrogateescape")
         case _:
             return str(value)
+
+
+def _item(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=plain) if isinstance(value, list | tuple) else plain(value)
 
 
 def is_unicode(cells: list[Any]) -> bool:
@@ -55,9 +60,12 @@ def shown(text: Any) -> str:
     return str(text).encode("utf-8", "replace").decode()
 
 
-def as_text(column: Any, class_names: list[str] | None) -> tuple[pa.Array, NDArray[np.bool_]]:
+def as_text(column: Any, class_names: list[str] | None, where: str = "") -> tuple[pa.Array, NDArray[np.bool_]]:
     """An Arrow column as strings, or lists of strings, spelled as `plain` does; and where it is no UTF-8, which is
     replaced there.
+
+    Raises:
+        InputError: begins with `where`: an integer stands for none of the classes.
     """
     column = whole(column)
     if pa.types.is_dictionary(column.type):
@@ -68,12 +76,16 @@ def as_text(column: Any, class_names: list[str] | None) -> tuple[pa.Array, NDArr
     fine = np.zeros(len(column), bool)
     if class_names and pa.types.is_integer(kind):
         indices = pc.if_else(pc.less(column, 0), None, column)
+        _class_name(pc.max(indices).as_py(), class_names, where)
         return pc.take(pa.array(class_names, pa.string()), indices), fine
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return pc.cast(column, pa.string()), fine
     listed = any(is_kind(kind) for is_kind in _LISTS)
     wanted = pa.list_(pa.string()) if listed else pa.string()
-    cells = [plain(_named(cell, class_names)) if listed else plain(cell) for cell in column.to_pylist()]
+    given = column.to_pylist()
+    if class_names and listed and pa.types.is_integer(kind.value_type):
+        given = [cell if cell is None else [_class_name(item, class_names, where) for item in cell] for cell in given]
+    cells = [plain(cell) for cell in given]
     try:
         return pa.array(cells, wanted), fine
     except UnicodeEncodeError:
@@ -93,5 +105,10 @@ def _utf8(column: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
         return mended, mask(pc.not_equal(pc.cast(mended, pa.binary()), content))
 
 
-def _named(cell: Any, class_names: list[str] | None) -> Any:
-    return [class_names[item] for item in cell] if class_names and cell is not None else cell
+def _class_name(number: int | None, class_names: list[str], where: str) -> str | None:
+    """The name of a class; none for a negative number, by which `datasets` marks a missing label."""
+    if number is None or number < 0:
+        return None
+    if number >= len(class_names):
+        raise InputError(f"{where}: there is no class {number} among the {len(class_names)} that the file names.")
+    return class_names[number]

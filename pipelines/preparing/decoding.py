@@ -208,7 +208,7 @@ def _from_table(unit: Unit, table: pa.Table, settings: DataSettings) -> Decoded:
         kind = table[name].type
         if name in settings.text_columns and pa.types.is_nested(kind):
             raise InputError(f"{unit.source.path}: {name} holds {kind}, not text; name a column of strings.")
-        cells, wrong = as_text(table[name], unit.source.class_names.get(name))
+        cells, wrong = as_text(table[name], unit.source.class_names.get(name), f"{unit.source.path}, column {name}")
         columns[internal_name(name, settings)] = cells
         if settings.undecodable == "reject":
             bad |= wrong

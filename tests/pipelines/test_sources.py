@@ -103,6 +103,29 @@ def test_names_of_integer_classes_are_used(tmp_path: Path) -> None:
         assert [row["label"] for row in rows] == ["good", "bad", None]
 
 
+def test_lists_of_integer_classes_are_named_and_one_without_a_name_is_told(tmp_path: Path) -> None:
+    label = datasets.ClassLabel(names=["bad", "good"])
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.Sequence(label))
+    given = datasets.Dataset.from_dict({"text": list("abc"), "label": [[1, 0], [], [-1, 1]]}, features=features)
+    given.to_parquet(tmp_path / "lists.parquet")
+    rows, _ = read(settings(str(tmp_path / "lists.parquet")))
+    assert [row["label"] for row in rows] == [["good", "bad"], [], ["good"]]
+    for form, broken in ((pa.int64(), [0, 2]), (pa.list_(pa.int64()), [[0], [1, 2]])):
+        table = pa.table({"text": ["a", "b"], "label": pa.array(broken, form)})
+        named = features if pa.types.is_list(form) else datasets.Features(text=features["text"], label=label)
+        metadata = {"huggingface": json.dumps({"info": {"features": named.to_dict()}})}
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "broken.parquet")
+        with pytest.raises(InputError, match=r"broken\.parquet, column label: there is no class 2 among the 2"):
+            read(settings(str(tmp_path / "broken.parquet")))
+
+
+def test_a_list_in_a_list_of_labels_is_one_label(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": ["x", ["y", 1]]}, {"text": "b", "label": [["z"]]}]
+    (tmp_path / "nested.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found, _ = read(settings(str(tmp_path / "nested.jsonl")))
+    assert [row["label"] for row in found] == [["x", '["y", 1]'], ['["z"]']]
+
+
 def test_splits_saved_by_datasets_are_given(tmp_path: Path) -> None:
     one = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict(train=one, dev=one).save_to_disk(tmp_path / "saved")
