@@ -35,6 +35,7 @@ from upath import UPath
 
 from cluster.connect import connected
 from cluster.store import Store
+from models.encoders import build_classifier
 from models.objectives import ClassificationObjective
 from models.training import LaneTrainer, build_optimizer, build_schedule
 from pipelines.prepared import Prepared
@@ -162,7 +163,7 @@ def bare_loop(data: UPath, epochs: int, settings: Any) -> float:
     split = prepared.index.splits["train"]
     feed = feed_over(split, settings.lanes, settings.microbatch, seed)
     with encoder_folder(settings.encoder) as encoder:
-        model = fresh_model(str(encoder), len(prepared.index.labels[0].classes), seed)
+        model = build_classifier(prepared.index.labels, seed=seed, pretrained=encoder)
     optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
     reader = LaneReader(feed, lambda number: read_feed_chunk(prepared, feed, number), range(feed.lanes))
     loop = LaneTrainer(

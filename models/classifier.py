@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from models.first_token import skip_unread_tokens
 from models.labels import LabelColumn, spans
 from models.settings import InputError, Settings
 from models.text import TextSettings
@@ -77,6 +78,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Classi
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{folder} holds no classifier that can be loaded: {reason}") from error
+    skip_unread_tokens(model)
     try:
         return model.eval(), AutoTokenizer.from_pretrained(folder), spec
     except Exception as error:  # `tokenizers` raises bare ones.

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from models.classifier import label_config
+from models.first_token import skip_unread_tokens
 from models.labels import LabelColumn
 from models.settings import InputError
 from models.weights import naming_damaged_file
@@ -61,6 +62,7 @@ def build_classifier(
         except (OSError, ValueError, KeyError, StrictDataclassError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"finetune.encoder: {pretrained} is no encoder that can be loaded: {reason}") from error
+    skip_unread_tokens(model)
     model.base_model.requires_grad_(not head_only)
     set_training(model)
     return model
