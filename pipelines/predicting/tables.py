@@ -1,6 +1,5 @@
 """Tables whose columns were typed apart, brought to one schema."""
 
-import json
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,29 +10,40 @@ from upath import UPath
 
 from cluster.store import is_local
 from models.settings import InputError
+from pipelines.preparing import cells
 
 
 def as_text(value: object) -> str | None:
-    """A value of any type as text: strings as they are, all else as JSON."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    """A value of any type as text, spelled as in `prepare`, lists and objects as JSON; U+FFFD where it is no UTF-8."""
+    text: str | None = cells.mended(cells.spelled(value))
+    return text
+
+
+def texts_of(column: pa.ChunkedArray) -> list[str | None]:
+    """A column's values, each as `as_text` spells it."""
+    return [as_text(value) for value in column.to_pylist(maps_as_pydicts="lossy")]
 
 
 def unified_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
     """One schema for tables whose columns were typed apart: wider types where types differ, else text."""
-    types: dict[str, pa.DataType] = {}
+    types: dict[str, dict[pa.DataType, None]] = {}
     for schema in schemas:
         for entry in schema:
-            known = types.get(entry.name, entry.type)
-            if known != entry.type:
-                try:
-                    pair = [pa.schema([(entry.name, known)]), pa.schema([entry])]
-                    known = pa.unify_schemas(pair, promote_options="permissive").field(0).type
-                except (pa.ArrowInvalid, pa.ArrowTypeError):
-                    known = pa.string()
-            types[entry.name] = known
-    return pa.schema(list(types.items()))
+            types.setdefault(entry.name, {})[entry.type] = None
+    return pa.schema([(name, _common(list(kinds))) for name, kinds in types.items()])
+
+
+def _common(kinds: list[pa.DataType]) -> pa.DataType:
+    if len(kinds) == 1:
+        return kinds[0]
+    try:
+        alone = [pa.schema([("", kind)]) for kind in kinds]
+        common = pa.unify_schemas(alone, promote_options="permissive").field(0).type
+        for kind in kinds:  # Not all that can be unified can be cast: objects with keys that must be there cannot.
+            pa.nulls(1, kind).cast(common)
+    except pa.ArrowException:
+        return pa.string()
+    return common
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -46,11 +56,11 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         column = table[entry.name]
         if column.type != entry.type:
             if pa.types.is_string(entry.type):
-                column = pa.array([as_text(value) for value in column.to_pylist()], pa.string())
+                column = pa.array(texts_of(column), pa.string())
             else:
                 try:
                     column = column.cast(entry.type)
-                except pa.ArrowInvalid as error:
+                except pa.ArrowException as error:
                     raise InputError(
                         f"the column {entry.name} is {column.type} in one place and {entry.type} in another, and does "
                         f"not fit: {error}; give it one type."

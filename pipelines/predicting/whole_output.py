@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from cluster.store import is_local, remove_tree, telling_storage_errors, upload_tree
-from pipelines.predicting.tables import as_text
+from pipelines.predicting.tables import texts_of
+from pipelines.preparing.cells import holds_bytes
 
 Kind = Literal["parquet", "csv", "folder"]
 _FILE_ROWS = 2**20
@@ -166,10 +167,12 @@ class _Csv:
 
 
 def _fields(column: pa.ChunkedArray) -> list[str | None]:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     kind = column.type
     if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
         return [None if value is None else ",".join(item or "" for item in value) for value in column.to_pylist()]
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
-        return [as_text(value) for value in column.to_pylist()]
+    if pa.types.is_nested(kind) or holds_bytes(kind) or isinstance(kind, pa.BaseExtensionType):
+        return texts_of(column)
     fields: list[str | None] = column.cast(pa.string()).to_pylist()
     return fields

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable
+from datetime import date
 from itertools import islice
 from pathlib import Path
 
@@ -301,6 +303,64 @@ def test_what_parquet_cannot_hold_is_written_as_json_or_told(model: Path, tmp_pa
         InputError, match=r"the column id is int64 in one place and double in another, and does not fit"
     ):
         answer(tmp_path / "parts", tmp_path / "joined.parquet", model)
+
+
+def test_objects_that_arrow_cannot_bring_together_are_written_as_json(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name in ("a", "b"):
+        kind = pa.struct([pa.field(name, pa.int64(), nullable=False)])
+        table = pa.table({"text": ["cat", "dog"], "meta": pa.array([{name: 1}, {name: 2}], kind)})
+        pq.write_table(table, folder / f"{name}.parquet")
+    answer(folder, tmp_path / "out.parquet", model)
+    found = pq.read_table(tmp_path / "out.parquet")["meta"].to_pylist()
+    assert found == ['{"a": 1}', '{"a": 2}', '{"b": 1}', '{"b": 2}']
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary(2),
+        pa.binary_view(),
+        pa.dictionary(pa.int32(), pa.binary()),
+        pa.list_(pa.binary()),
+        pa.map_(pa.binary(), pa.binary()),
+    ],
+    ids=str,
+)
+def test_bytes_of_any_kind_are_written_to_csv(model: Path, tmp_path: Path, kind: pa.DataType) -> None:
+    values, fields = [b"ab", b"a\xff"], ["ab", "a\ufffd"]
+    if pa.types.is_list(kind):
+        column, fields = pa.array([values], kind), ['["ab", "a\ufffd"]']
+    elif pa.types.is_map(kind):
+        column, fields = pa.array([[tuple(values)]], kind), ['{"ab": "a\ufffd"}']
+    elif pa.types.is_dictionary(kind):
+        column = pa.array(values).dictionary_encode()
+    else:
+        column = pa.array(values, kind)
+    pq.write_table(pa.table({"text": ["cat"] * len(column), "raw": column}), tmp_path / "in.parquet")
+    answer(tmp_path / "in.parquet", tmp_path / "out.csv", model)
+    assert [row["raw"] for row in csv.DictReader((tmp_path / "out.csv").open(encoding="utf-8"))] == fields
+
+
+def test_a_uuid_is_written_to_csv_as_itself(model: Path, tmp_path: Path) -> None:
+    number = uuid.UUID("c3543e2a-fb04-46a2-93e7-18d87f4860a4")
+    column = pa.array([number.bytes], pa.uuid())
+    pq.write_table(pa.table({"text": ["cat"], "id": column}), tmp_path / "in.parquet")
+    answer(tmp_path / "in.parquet", tmp_path / "out.csv", model)
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith(f"cat,{number},")
+
+
+def test_values_of_several_types_are_spelled_as_prepare_spells_them(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    kinds = (pa.array([date(2020, 1, 1)]), pa.array(["soon"]), pa.array([True]), pa.array([2.0]))
+    for number, column in enumerate(kinds):
+        pq.write_table(pa.table({"text": ["cat"], "when": column}), folder / f"{number}.parquet")
+    answer(folder, tmp_path / "out.parquet", model)
+    assert pq.read_table(tmp_path / "out.parquet")["when"].to_pylist() == ["2020-01-01", "soon", "true", "2"]
 
 
 def test_prepare_and_predict_read_the_same_rows(tmp_path: Path) -> None:
