@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -213,13 +213,25 @@ def predict(
     text: Annotated[str | None, typer.Option(help="The column with the text; by default, the recipe's.")] = None,
     text_pair: Annotated[str | None, typer.Option(help="The column with the second text, likewise.")] = None,
     every_class: Annotated[bool, typer.Option("--every-class", help="Write each class's probability.")] = False,
+    undecodable: Annotated[
+        Literal["reject", "replace"] | None,
+        typer.Option(help="No answer for texts that are not UTF-8, or one with the wrong bytes replaced."),
+    ] = None,
+    quotes: Annotated[
+        bool | None, typer.Option("--quotes/--no-quotes", help='Whether fields of csv and tsv may be quoted with ".')
+    ] = None,
+    skip_rows: Annotated[int | None, typer.Option(min=0, help="Lines to skip after csv and tsv headers.")] = None,
 ) -> None:
-    """Classify the rows of files of any size with the recipe's classifier."""
+    """Classify the rows of files of any size with the recipe's classifier.
+
+    How FILE is read, the options say; else the recipe, for files of its own format.
+    """
     from pipelines.predict import predict_file
     from recipes.endpoint import calibration
 
     loaded, store, stages = _plan(recipe, overrides)
     columns = {name: given for name, given in (("text", text), ("text_pair", text_pair)) if given}
+    told = {"undecodable": undecodable, "quotes": quotes, "skip_rows": skip_rows}
     with _working(loaded.store) as terminal:
         progress = _progress(terminal.err)
         artifacts = _completed(stages, store, progress, loaded.name)
@@ -229,6 +241,7 @@ def predict(
             artifacts["finetune"].path / "model",
             calibration(artifacts["evaluate"]),
             data=loaded.data.model_copy(update=columns),
+            rules={name: given for name, given in told.items() if given is not None},
             progress=progress,
             every_class=every_class,
         )

@@ -7,7 +7,7 @@ a part's rows are decided by the source alone. On several machines OUT must be w
 
 The output has the source's columns and those of `pipelines.predicting.predictions`, and `truncated`: whether the
 text was cut. Rows without a text keep their place, with null answers; so do those whose text is not UTF-8, which
-`pipelines.predicting.reading` tells.
+`pipelines.predicting.reading` tells. How the source is read, `pipelines.predicting.ways` decides.
 """
 
 import hashlib
@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
@@ -28,20 +27,19 @@ from upath import UPath
 
 from cluster.store import ClusterError, is_local, remove_tree, telling_storage_errors, write_whole
 from models.classifier import SPEC, ClassifierSpec
-from models.labels import total_classes
 from models.precision import Precision
 from models.settings import InputError
 from pipelines.locate import identity
-from pipelines.predicting.answering import Answerer, AnswerPlan, as_rows, read_parts
+from pipelines.predicting.answering import Answerer, AnswerPlan, as_rows, check_names, read_parts
 from pipelines.predicting.joining import join
-from pipelines.predicting.predictions import prediction_columns
-from pipelines.predicting.reading import Given, files_to_predict, input_identity
+from pipelines.predicting.predictions import added_columns
+from pipelines.predicting.ways import Given, files_to_predict, input_identity, ways_to_read
 from pipelines.predicting.whole_output import Kind, is_there, kind_of
 from pipelines.preparing.data import DataSettings
 from pipelines.progress import Progress
 
 PART_ROWS = 2048
-_FORMAT = 2
+_FORMAT = 3
 _SMALL_BYTES = 2**20
 # Fractions, so that as many engines as there are cores leave room for a reader: else they would wait for each other.
 _ENGINE_CPUS, _READER_CPUS = 0.9, 0.05
@@ -58,7 +56,7 @@ class Predicted:
     unreadable: int
     """Rows whose text is not UTF-8, whose answers are null, too."""
     skipped: int
-    """Lines that `data.skip_rows` left out."""
+    """Lines after the headers that were left out."""
     truncated: int
     """Texts that were cut to the classifier's length."""
     seconds: float
@@ -68,11 +66,9 @@ class Predicted:
         """The same for people."""
         told = [f"{self.missing:,} without a text", f"{self.truncated:,} cut to the classifier's length"]
         if self.unreadable:
-            told.append(
-                f"{self.unreadable:,} not UTF-8 and so without an answer (data.undecodable=replace answers them)"
-            )
+            told.append(f"{self.unreadable:,} not UTF-8 and so without an answer (--undecodable replace answers them)")
         if self.skipped:
-            told.append(f"{self.skipped:,} lines skipped (data.skip_rows)")
+            told.append(f"{self.skipped:,} lines skipped (--skip-rows 0 reads them)")
         return f"{self.rows:,} rows to {self.out} in {self.seconds:,.1f} s; {', '.join(told)}."
 
 
@@ -83,6 +79,7 @@ def predict_file(
     temperature: Mapping[str, float] | None = None,
     *,
     data: DataSettings,
+    rules: Mapping[str, Any] | None = None,
     progress: Progress,
     every_class: bool = False,
     precision: Precision = "bf16",
@@ -95,6 +92,7 @@ def predict_file(
         model_folder: the classifier, as `finetune` writes it.
         temperature: by label column, from `evaluate`'s calibration.json.
         data: the recipe's: the columns with the text and the second text, and how files are read.
+        rules: of `undecodable`, `quotes` and `skip_rows`, those that count for the source whatever the recipe says.
         progress: where the user is told how far it is.
         every_class: whether each class's probability is written, not only the likeliest one's.
         precision: of the computation; bf16 only where the hardware has it.
@@ -110,12 +108,15 @@ def predict_file(
     # A listing remembered from before another process wrote would hide what is there.
     target.fs.invalidate_cache()
     _check(target, kind, spec, data.text_pair)
+    ways = ways_to_read(source, data, rules or {})
     folder = target.with_name(f"{target.name}.partial")
     plan = AnswerPlan(str(folder), str(model_folder), dict(temperature or {}), data.text_pair, every_class, precision)
-    decides = [_FORMAT, PART_ROWS, asdict(plan), input_identity(source, data), identity([model_folder])]
+    decides = [_FORMAT, PART_ROWS, asdict(plan), input_identity(source, ways), identity([model_folder])]
     _resume(folder, decides)
-    files = files_to_predict(source, data, folder / "fetched")
-    _check_names(files, spec, plan)
+    files = files_to_predict(ways, folder / "fetched")
+    added = added_columns(spec.labels, every_class=every_class)
+    for each, _ in files:
+        check_names(each.path, each.columns, added)
     with telling_storage_errors(str(folder), "--out PATH"):
         finished = {entry.name for entry in folder.iterdir()}
     parts = _run(files, plan, finished, progress)
@@ -147,18 +148,6 @@ def _check(target: UPath, kind: Kind, spec: ClassifierSpec, text_pair: str | Non
         raise InputError("the classifier takes pairs of texts: name the column with the second one, too (text_pair).")
     if not spec.pair and text_pair is not None:
         raise InputError(f"the classifier takes single texts, so there is no use for text_pair={text_pair!r}.")
-
-
-def _check_names(files: list[Given], spec: ClassifierSpec, plan: AnswerPlan) -> None:
-    """Refuses a source with a column that the output would have twice."""
-    width = total_classes(spec.labels)
-    added = {*prediction_columns(spec.labels, np.zeros((0, width)), {}, every_class=plan.every_class), "truncated"}
-    for source, _ in files:
-        names = source.columns
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise InputError(f"{source.path} names the column {twice[0]!r} twice; rename one.")
-        if twice := [name for name in names if name in added]:
-            raise InputError(f"{source.path} has a column {twice[0]!r} already, which the predictions add; rename it.")
 
 
 def _resume(folder: UPath, decides: list[Any]) -> None:

@@ -164,6 +164,21 @@ def test_predict_classifies_a_file(finished: Finished, command: Command, tmp_pat
     assert set(pq.read_table(tmp_path / "answers.parquet")["predicted:mood"].to_pylist()) <= {"good", "bad"}
 
 
+def test_predict_reads_a_file_as_its_options_say_and_trains_nothing_anew(
+    finished: Finished, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "in.tsv").write_bytes(b'text\n----\n"word2 \xff\n')
+    out, options = tmp_path / "answers.csv", ("--undecodable", "replace", "--no-quotes", "--skip-rows", "1")
+    outcome = command("predict", finished.recipe, tmp_path / "in.tsv", "--out", out, *options)
+    assert outcome.status == 0, outcome.err
+    assert "0 without a text" in outcome.out
+    assert "UTF-8" not in outcome.out
+    (row,) = csv.DictReader(out.open(encoding="utf-8"))
+    assert row["text"] == '"word2 \ufffd'
+    assert row["predicted:mood"] in ("good", "bad")
+    assert all(stage not in outcome.err for stage in ("prepare", "finetune", "evaluate"))
+
+
 def test_serve_answers_over_http_and_ends(finished: Finished, tmp_path: Path) -> None:
     recipe = finished.recipe
     arguments = ["serve", recipe, "serve.port=18471", "--ask", "word2 word4", "--ask", "word3 [bold]"]

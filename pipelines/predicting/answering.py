@@ -6,7 +6,7 @@ the data because Ray would wrap an exception in several others.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,10 +19,10 @@ from models.engine import Encoded, load_engine
 from models.labels import total_classes
 from models.precision import Precision
 from models.settings import InputError
-from pipelines.predicting.predictions import prediction_columns
-from pipelines.predicting.reading import Given, read_tables, unreadable_rows
-from pipelines.predicting.tables import as_text, write_parquet
-from pipelines.preparing.cells import plain
+from pipelines.predicting.predictions import added_columns, prediction_columns
+from pipelines.predicting.reading import read_tables, textless_rows, unreadable_rows
+from pipelines.predicting.tables import write_parquet
+from pipelines.predicting.ways import Given
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.formats import Source
 
@@ -40,6 +40,18 @@ class AnswerPlan:
     text_pair: str | None
     every_class: bool
     precision: Precision
+
+
+def check_names(path: str, names: Sequence[str], added: Container[str]) -> None:
+    """Refuses a source with a column that the output would have twice.
+
+    Raises:
+        InputError: names the column.
+    """
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{path} names the column {twice[0]!r} twice; rename one.")
+    if twice := [name for name in names if name in added]:
+        raise InputError(f"{path} has a column {twice[0]!r} already, which the predictions add; rename it.")
 
 
 def as_rows(files: list[Given]) -> list[dict[str, Any]]:
@@ -60,7 +72,7 @@ def read_parts(batch: Mapping[str, Any], part_rows: int, finished: set[str]) -> 
             name = f"part-{number:06d}-{parts:08d}.parquet"
             content = b"" if name in finished else _as_bytes(table)
             parts, rows = parts + 1, rows + len(table)
-            yield _row(name=name, text=settings.text, table=content, rows=len(table))
+            yield _row(name=name, path=source.path, text=settings.text, table=content, rows=len(table))
         if source.rows and rows != source.rows:
             raise InputError(f"{source.path} is damaged: it should have {source.rows:,} rows, but has {rows:,}.")
         yield _row(parts=parts, rows=rows)
@@ -69,9 +81,16 @@ def read_parts(batch: Mapping[str, Any], part_rows: int, finished: set[str]) -> 
 
 
 def _row(
-    name: str = "", text: str = "", table: bytes = b"", rows: int = 0, parts: int = 0, mistake: str = ""
+    name: str = "",
+    path: str = "",
+    text: str = "",
+    table: bytes = b"",
+    rows: int = 0,
+    parts: int = 0,
+    mistake: str = "",
 ) -> dict[str, Any]:
-    return {"name": [name], "text": [text], "table": [table], "rows": [rows], "parts": [parts], "mistake": [mistake]}
+    row = {"name": name, "path": path, "text": text, "table": table, "rows": rows, "parts": parts, "mistake": mistake}
+    return {key: [value] for key, value in row.items()}
 
 
 def _as_bytes(table: pa.Table) -> bytes:
@@ -89,6 +108,7 @@ class Answerer:
         self.plan = plan
         with local_copy(UPath(plan.model)) as folder:
             self.engine = load_engine(folder, precision=plan.precision, threads=threads)
+        self.added = added_columns(self.engine.spec.labels, every_class=plan.every_class)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Answers one part and writes it; tells its name and rows."""
@@ -96,10 +116,11 @@ class Answerer:
         kind = "InputError"
         if batch["table"][0]:
             table = pa.ipc.open_stream(batch["table"][0]).read_all()
-            path = UPath(self.plan.folder) / str(batch["name"][0])
+            target = UPath(self.plan.folder) / str(batch["name"][0])
             try:
+                check_names(str(batch["path"][0]), table.column_names, self.added)
                 with telling_storage_errors(self.plan.folder, "--out PATH"):
-                    write_parquet(self.answer(table, str(batch["text"][0])), path)
+                    write_parquet(self.answer(table, str(batch["text"][0])), target)
             except (InputError, ClusterError) as error:
                 told["mistake"], kind = [str(error)], type(error).__name__
         return {**told, "kind": [kind]}
@@ -113,7 +134,7 @@ class Answerer:
         if pairs is not None:
             present &= np.array([pair is not None for pair in pairs], bool)
         unreadable = unreadable_rows(table)
-        present[unreadable] = False
+        present[unreadable + textless_rows(table)] = False
         which = np.flatnonzero(present)
         asked = [pairs[i] or "" for i in which] if pairs is not None else None
         encoded: list[Encoded] = self.engine.encode([texts[i] or "" for i in which], asked) if len(which) else []
@@ -133,4 +154,5 @@ def _texts(table: pa.Table, name: str) -> list[str | None]:
     if name not in table.column_names:
         # Of jsonl: none of the part's objects has the key.
         return [None] * len(table)
-    return [as_text(plain(value)) for value in table[name].to_pylist()]
+    texts: list[str | None] = table[name].to_pylist()
+    return texts

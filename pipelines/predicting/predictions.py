@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from models.labels import LabelColumn, spans
+from models.labels import LabelColumn, spans, total_classes
 from pipelines.evaluating.calibration import Floats, probabilities
 from pipelines.metrics import decide
 
@@ -42,6 +42,12 @@ def prediction_columns(
             for index, name in enumerate(column.classes):
                 found[f"probability:{column.name}:{name}"] = pa.array(probability[:, index], mask=missing)
     return found
+
+
+def added_columns(columns: Sequence[LabelColumn], *, every_class: bool) -> set[str]:
+    """The names of all columns that batch inference adds to a source's own."""
+    nothing = np.zeros((0, total_classes(columns)))
+    return {*prediction_columns(columns, nothing, {}, every_class=every_class), "truncated"}
 
 
 def class_names(decided: npt.NDArray[Any], column: LabelColumn) -> list[Any]:

@@ -175,6 +175,14 @@ def test_what_is_not_there_or_in_the_way_is_told(model: Path, tmp_path: Path) ->
         answer(tmp_path / "a.txt", tmp_path / "kept.csv", model)
 
 
+@pytest.mark.parametrize("key", ["truncated", "predicted:topic"])
+def test_a_late_key_that_the_predictions_add_is_told(model: Path, tmp_path: Path, key: str) -> None:
+    objects: list[dict[str, object]] = [{"text": "cat"}] * 1000 + [{"text": "dog", key: True}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, objects)))
+    with pytest.raises(InputError, match=f"in.jsonl has a column '{key}' already, which the predictions add"):
+        answer(tmp_path / "in.jsonl", tmp_path / "out.parquet", model)
+
+
 def test_a_damaged_or_odd_file_among_others_is_named(model: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out.parquet"
     folder.mkdir()
@@ -254,11 +262,43 @@ def test_the_recipe_s_reading_rules_hold_for_files_of_its_format(model: Path, tm
     done = answer(tmp_path / "a.tsv", out, model, **rules)
     assert (done.rows, done.skipped) == (2, 1)
     assert read_back(out) == ['"cat', 'dog" good']
-    assert done.sentence.endswith("1 lines skipped (data.skip_rows).")
+    assert done.sentence.endswith("1 lines skipped (--skip-rows 0 reads them).")
     # The recipe's data are tsv: what holds for them says nothing of a csv file.
     (tmp_path / "a.csv").write_text('id,text\n1,"cat, ""good"""\n2,dog\n')
     done = answer(tmp_path / "a.csv", out, model, **rules)
     assert (done.rows, done.skipped, read_back(out)) == (2, 0, ['cat, "good"', "dog"])
+
+
+def test_what_the_command_says_of_reading_counts_for_every_format(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    for form in ("jsonl", "parquet"):
+        write_undecodable(tmp_path / f"a.{form}")
+        done = answer(tmp_path / f"a.{form}", out, model)
+        assert "1 not UTF-8 and so without an answer (--undecodable replace answers them)" in done.sentence
+        done = answer(tmp_path / f"a.{form}", out, model, rules={"undecodable": "replace"})
+        assert (done.unreadable, pq.read_table(out)["predicted:topic"].null_count) == (0, 0)
+    (tmp_path / "half.jsonl").write_text('{"text": "cat"}\n{"text": "dog \\ud83d"}\n')
+    assert answer(tmp_path / "half.jsonl", out, model).unreadable == 1
+    assert answer(tmp_path / "half.jsonl", out, model, rules={"undecodable": "replace"}).unreadable == 0
+    assert pq.read_table(out)["predicted:topic"].null_count == 0
+    (tmp_path / "a.tsv").write_text('id\ttext\n----\t----\n1\t"cat\n')
+    with pytest.raises(InputError, match="if quotes are plain characters there, add --no-quotes"):
+        answer(tmp_path / "a.tsv", out, model)
+    done = answer(tmp_path / "a.tsv", out, model, rules={"skip_rows": 1, "quotes": False})
+    assert (done.skipped, read_back(out)) == (1, ['"cat'])
+    # Above what the recipe says of its own format.
+    rules = {"source": "recipe.tsv", "skip_rows": 1, "quotes": False}
+    assert answer(tmp_path / "a.tsv", out, model, **rules, rules={"skip_rows": 0}).rows == 2
+
+
+def test_a_hub_dataset_is_read_as_the_command_says(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_undecodable(tmp_path / "a.parquet")
+    monkeypatch.setattr("pipelines.preparing.hub.fetch", lambda *_: [(None, UPath(tmp_path / "a.parquet"))])
+    out = tmp_path / "out.parquet"
+    assert answer("hub://owner/name@1", out, model).unreadable == 1
+    assert answer("hub://owner/name@1", out, model, rules={"undecodable": "replace"}).unreadable == 0
 
 
 def test_the_recipe_s_format_counts_where_a_name_tells_none(model: Path, tmp_path: Path) -> None:
@@ -281,6 +321,18 @@ def test_the_recipe_s_format_counts_for_names_like_its_own_files(model: Path, tm
     answer(tmp_path / "new.txt", tmp_path / "out.csv", model, source="train.txt", format="tsv")
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert [(row["id"], row["text"]) for row in rows] == [("1", "cat dog"), ("2", "red blue")]
+
+
+@pytest.mark.parametrize("source", ["{folder}", "{folder}/*", "{folder}/tr*.t?t"])
+def test_the_recipe_s_format_counts_for_names_like_those_in_its_folder(
+    model: Path, tmp_path: Path, source: str
+) -> None:
+    folder = tmp_path / "exports.v2"
+    folder.mkdir()
+    (folder / "train.txt").write_text("id\ttext\n1\tcat\n")
+    (tmp_path / "new.txt").write_text("id\ttext\n1\tcat dog\n")
+    answer(tmp_path / "new.txt", tmp_path / "out.parquet", model, source=source.format(folder=folder), format="tsv")
+    assert read_back(tmp_path / "out.parquet") == ["cat dog"]
 
 
 @pytest.mark.parametrize("kind", [pa.dictionary(pa.int32(), pa.binary()), pa.binary_view(), pa.binary(7)], ids=str)
@@ -361,6 +413,24 @@ def test_values_of_several_types_are_spelled_as_prepare_spells_them(model: Path,
         pq.write_table(pa.table({"text": ["cat"], "when": column}), folder / f"{number}.parquet")
     answer(folder, tmp_path / "out.parquet", model)
     assert pq.read_table(tmp_path / "out.parquet")["when"].to_pylist() == ["2020-01-01", "soon", "true", "2"]
+
+
+def test_a_json_text_is_spelled_as_prepare_spells_it_and_has_an_answer_only_if_it_is_a_text(
+    model: Path, tmp_path: Path
+) -> None:
+    lines = ['"cat"', "3.0", "true", "NaN", "null", '["cat"]', '{"a": "dog \\ud83d"}', '"dog"']
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"text": {each}, "n": {each}}}\n' for each in lines))
+    done = answer(tmp_path / "in.jsonl", tmp_path / "out.parquet", model)
+    found = pq.read_table(tmp_path / "out.parquet")
+    told = ["cat", "3", "true", None, None, '["cat"]', '{"a": "dog \ufffd"}', "dog"]
+    assert (found["text"].to_pylist(), found["n"].to_pylist()) == (told, told)
+    answered = [value is not None for value in found["predicted:topic"].to_pylist()]
+    assert answered == [True, True, True, False, False, False, False, True]
+    assert (done.missing, done.unreadable) == (4, 0)
+    settings = DataSettings(source=str(tmp_path / "in.jsonl"))
+    (source,) = look(UPath(tmp_path / "in.jsonl"), settings, None)
+    prepared = decode(Unit(source, 0, source.size), settings).sieve.table["text"].to_pylist()
+    assert prepared == [*told[:5], "dog"]
 
 
 def test_prepare_and_predict_read_the_same_rows(tmp_path: Path) -> None:
