@@ -15,7 +15,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,13 @@ from pipelines.predicting.predictions import added_columns
 from pipelines.predicting.ways import Given, files_to_predict, input_identity, ways_to_read
 from pipelines.predicting.whole_output import Kind, is_there, kind_of
 from pipelines.preparing.data import DataSettings
+from pipelines.preparing.sources import HUB
 from pipelines.progress import Progress
 
 PART_ROWS = 2048
 _FORMAT = 3
 _SMALL_BYTES = 2**20
+_MARKER = "plan.sha256"
 # Fractions, so that as many engines as there are cores leave room for a reader: else they would wait for each other.
 _ENGINE_CPUS, _READER_CPUS = 0.9, 0.05
 
@@ -109,6 +110,7 @@ def predict_file(
     target.fs.invalidate_cache()
     _check(target, kind, spec, data.text_pair)
     ways = ways_to_read(source, data, rules or {})
+    _check_apart(target, ways)
     folder = target.with_name(f"{target.name}.partial")
     plan = AnswerPlan(str(folder), str(model_folder), dict(temperature or {}), data.text_pair, every_class, precision)
     decides = [_FORMAT, PART_ROWS, asdict(plan), input_identity(source, ways), identity([model_folder])]
@@ -121,12 +123,12 @@ def predict_file(
         finished = {entry.name for entry in folder.iterdir()}
     parts = _run(files, plan, finished, progress)
     if not parts:
-        remove_tree(folder)
+        _clear(folder)
         raise InputError(f"{source} has no rows.")
     folder.fs.invalidate_cache()
     with telling_storage_errors(str(target), "--out PATH"):
         joined = join(folder, parts, target, kind, spec, progress)
-    remove_tree(folder)
+    _clear(folder)
     skipped = sum(settings.skip_rows for source, settings in files if source.format in ("csv", "tsv"))
     seconds = round(time.monotonic() - started, 1)
     return Predicted(str(target), **asdict(joined), skipped=skipped, seconds=seconds)
@@ -150,18 +152,47 @@ def _check(target: UPath, kind: Kind, spec: ClassifierSpec, text_pair: str | Non
         raise InputError(f"the classifier takes single texts, so there is no use for text_pair={text_pair!r}.")
 
 
+def _check_apart(target: UPath, ways: list[DataSettings]) -> None:
+    """Refuses to replace what is read."""
+    for place in (str(way.source) for way in ways):
+        if not place.startswith(HUB) and _resolved(UPath(place)) == _resolved(target):
+            raise InputError(f"{target} is a file to classify; choose another name for the predictions.")
+
+
+def _resolved(path: UPath) -> str:
+    return str(Path(path.path).resolve()) if is_local(path) else str(path)
+
+
 def _resume(folder: UPath, decides: list[Any]) -> None:
     """Keeps the finished parts of an earlier try at the same thing; clears away those of another."""
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    marker = folder / "plan.sha256"
+    marker = folder / _MARKER
     with telling_storage_errors(str(folder), "--out PATH"):
-        with suppress(FileNotFoundError, NotADirectoryError):
+        if marker.exists():
             if marker.read_text(encoding="utf-8") == digest:
                 return
-        remove_tree(folder)
+            _clear(folder)
+        elif folder.exists() and (folder.is_file() or any(not _is_begun(entry) for entry in folder.iterdir())):
+            raise InputError(
+                f"{folder} is not of an earlier try, and predict keeps its unfinished parts there; remove it or choose "
+                "another name with --out PATH."
+            )
         if is_local(folder):  # An object store needs no folders, and s3fs would make a missing bucket.
             folder.mkdir(parents=True, exist_ok=True)
         write_whole(marker, digest)
+
+
+def _is_begun(entry: UPath) -> bool:
+    """Whether a file is what is left of a marker's writing that a kill broke off."""
+    return entry.name.startswith(f".{_MARKER}.")
+
+
+def _clear(folder: UPath) -> None:
+    """Removes the folder of an earlier try; its marker last, so that what a kill leaves is known as such."""
+    with telling_storage_errors(str(folder), "--out PATH"):
+        if first := [entry.path for entry in folder.iterdir() if entry.name != _MARKER]:
+            folder.fs.rm(first, recursive=True)
+        remove_tree(folder)
 
 
 def _run(files: list[Given], plan: AnswerPlan, finished: set[str], progress: Progress) -> dict[str, int]:

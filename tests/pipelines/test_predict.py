@@ -175,6 +175,34 @@ def test_what_is_not_there_or_in_the_way_is_told(model: Path, tmp_path: Path) ->
         answer(tmp_path / "a.txt", tmp_path / "kept.csv", model)
 
 
+def test_a_file_to_classify_is_not_replaced(model: Path, tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "in.csv", ["text"], [["cat"]])
+    (tmp_path / "link.csv").symlink_to(source)
+    for file, out in ((source, source), (tmp_path / "link.csv", source), (source, tmp_path / "link.csv")):
+        with pytest.raises(InputError, match=r"\.csv is a file to classify; choose another name"):
+            answer(file, out, model)
+    with pytest.raises(InputError, match=r"in\.csv is a file to classify"):
+        answer(tmp_path / "*.csv", source, model)
+    assert source.read_text().split() == ["text", "cat"]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_is_not_of_an_earlier_try_is_not_cleared_away(model: Path, tmp_path: Path) -> None:
+    source, out = write_csv(tmp_path / "in.csv", ["text"], [["cat"]]), tmp_path / "out.csv"
+    partial = tmp_path / "out.csv.partial"
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"out\.csv\.partial is not of an earlier try"):
+        answer(source, out, model)
+    (partial / "thesis.txt").unlink()
+    (partial / ".plan.sha256.0123").write_text("what a kill left")
+    assert answer(source, out, model).rows == 1
+    partial.write_text("mine")
+    with pytest.raises(InputError, match=r"out\.csv\.partial is not of an earlier try"):
+        answer(source, out, model)
+    assert partial.read_text() == "mine"
+
+
 @pytest.mark.parametrize("key", ["truncated", "predicted:topic"])
 def test_a_late_key_that_the_predictions_add_is_told(model: Path, tmp_path: Path, key: str) -> None:
     objects: list[dict[str, object]] = [{"text": "cat"}] * 1000 + [{"text": "dog", key: True}]
