@@ -63,7 +63,9 @@ format: $(READY) ## Write the code as ruff would.
 	@$(BIN)/ruff format .
 
 bench: $(READY) ## Measure what the README claims.
-	@for script in prepare finetune; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
+	@for run in "prepare.py --megabytes 1000" "prepare.py --memory --megabytes 5000" \
+	    "finetune.py --airlines united|americanair"; do \
+	    echo "== $$run"; $(BIN)/python benchmarks/$$run; done
 
 docs: $(READY) ## The documentation, into site/.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site/index.html"

@@ -86,11 +86,14 @@ def _complete(recipe: Path, overrides: Sequence[str] | None, until: str | None) 
 
 
 @contextlib.contextmanager
-def _working(store: str) -> Iterator[Terminal]:
-    """Connects to Ray and sends all noise to the log; what the block itself has to say goes to the terminal."""
+def _working(store: str, *, watched: bool = False) -> Iterator[Terminal]:
+    """Connects to Ray and sends all noise to the log; what the block itself has to say goes to the terminal.
+
+    `watched`: it may go on for weeks, and somebody reads Ray's own metrics.
+    """
     from cluster.connect import connected, require_shared
 
-    with _LOG.capturing() as terminal, connected():
+    with _LOG.capturing() as terminal, connected(watched=watched):
         require_shared(store)
         # Ray would abort the process on SIGTERM, and the nodes' processes would hear of it late.
         before = signal.signal(signal.SIGTERM, _terminate)
@@ -261,7 +264,7 @@ def serve(
     from serve.app import stop
 
     loaded, store, stages = _plan(recipe, overrides)
-    with _working(loaded.store) as terminal:
+    with _working(loaded.store, watched=not ask) as terminal:
         console = _console(terminal.out)
         artifacts = _completed(stages, store, _progress(terminal.err), loaded.name)
         url = deploy(loaded, artifacts)

@@ -30,19 +30,24 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# A cluster made for one command has no dashboard that would show Ray's metrics of itself; collecting them takes a
-# quarter of what its idle processes cost.
-OWN_CLUSTER = {"RAY_enable_open_telemetry": "0", "RAY_event_stats": "0"}
+# Of a cluster that lives as long as one command nobody reads Ray's own metrics; collecting them takes a quarter of what
+# its idle processes cost.
+UNWATCHED = {"RAY_enable_open_telemetry": "0", "RAY_event_stats": "0"}
 
 
 @contextlib.contextmanager
 def connected(
-    address: str | None = None, *, cpus: int | None = None, object_store_bytes: int | None = None
+    address: str | None = None,
+    *,
+    cpus: int | None = None,
+    object_store_bytes: int | None = None,
+    watched: bool = False,
 ) -> Iterator[None]:
     """A connection to Ray while the block runs.
 
     Joins `address`, else the cluster that RAY_ADDRESS names (as it does inside a submitted job), else makes
-    a cluster on this machine and takes it down again afterwards. Does nothing where Ray is connected already.
+    a cluster on this machine and takes it down again afterwards; `watched` ones keep Ray's own metrics. Does nothing
+    where Ray is connected already.
 
     Raises:
         ClusterError: there is no cluster at the address.
@@ -52,7 +57,7 @@ def connected(
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
-    for name, value in (ENVIRONMENT | OWN_CLUSTER if local else ENVIRONMENT).items():
+    for name, value in (ENVIRONMENT if watched or not local else ENVIRONMENT | UNWATCHED).items():
         os.environ.setdefault(name, value)
     try:
         ray.init(

@@ -12,8 +12,7 @@ rows of tokens that occur are summed and exchanged. Workers exchange through sha
 all are on one host.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -21,14 +20,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-from models.hostsum import HostSum
+from models.hostsum import WorkerSum
 
 SCALE_BITS = 34
 _SCALE = 2.0**SCALE_BITS
 _LARGEST = 2.0 ** (62 - SCALE_BITS)
 _LARGEST_32 = 2.0 ** (31 - SCALE_BITS) * 0.999
 _BLOCK = 1 << 18
-_BUCKET_ELEMENTS = 1 << 22
 
 
 class GradientOverflowError(ArithmeticError):
@@ -97,7 +95,7 @@ class FixedPointSum:
         self._float_block = torch.empty(_BLOCK)
         self._integer_block = torch.empty(_BLOCK, dtype=torch.int32)
         self._long_block = torch.empty(_BLOCK, dtype=torch.int64)
-        self._host_sum = HostSum()
+        self._workers = WorkerSum()
         for position, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(self._taker(position))
 
@@ -122,19 +120,27 @@ class FixedPointSum:
                 if touched is not None:
                     dist.all_reduce(touched, dist.ReduceOp.MAX)
         rows = [None if touched is None else touched.nonzero().squeeze(1) for touched in self._touched]
-        parts = [total if chosen is None else total[chosen] for total, chosen in zip(self._sums, rows, strict=True)]
-        totals = self._exchanged(parts, bounds) if workers > 1 else parts
-        for position, (parameter, gradient, total, chosen) in enumerate(
-            zip(self._parameters, self._gradients, totals, rows, strict=True)
+        parts = [
+            (total if chosen is None else total[chosen]).reshape(-1)
+            for total, chosen in zip(self._sums, rows, strict=True)
+        ]
+        # A dense gradient is written where it stays; of a sparse one only the rows that occur.
+        targets = [
+            gradient.view(-1) if chosen is None else gradient.new_empty(len(part))
+            for gradient, chosen, part in zip(self._gradients, rows, parts, strict=True)
+        ]
+        for part, target, place in self._summed(parts, targets, bounds, workers):
+            torch.mul(part, 1.0 / _SCALE, out=target[place])
+        for position, (parameter, gradient, target, chosen) in enumerate(
+            zip(self._parameters, self._gradients, targets, rows, strict=True)
         ):
             kept = self._sums[position]
             if chosen is None:
-                torch.mul(total, 1.0 / _SCALE, out=gradient)
                 self._sums[position] = (
                     kept.zero_() if kept.dtype == self._first_type(position) else self._zeros(position)
                 )
             else:
-                gradient[chosen] = total * (1.0 / _SCALE)
+                gradient[chosen] = target.view(len(chosen), *gradient.shape[1:])
                 kept[chosen] = 0
             parameter.grad = gradient
 
@@ -193,22 +199,18 @@ class FixedPointSum:
         dense_on_cpu = not self._is_sparse[position] and self._parameters[position].device.type == "cpu"
         return torch.int32 if dense_on_cpu else torch.int64
 
-    def _exchanged(self, parts: Sequence[Tensor], bounds: Sequence[float]) -> list[Tensor]:
-        """The sums over the workers, as 32-bit integers where the bound allows."""
-        totals = list(parts)
+    def _summed(
+        self, parts: Sequence[Tensor], targets: Sequence[Tensor], bounds: Sequence[float], workers: int
+    ) -> Iterator[tuple[Tensor, Tensor, slice]]:
+        """Stretches of the sums over the workers, each with the target that it belongs to and its place there."""
+        if workers == 1:
+            yield from ((part, target, slice(None)) for part, target in zip(parts, targets, strict=True))
+            return
+        # As 32-bit integers where the bound allows.
         for dtype in (torch.int32, torch.int64):
             mine = [n for n, bound in enumerate(bounds) if (bound < _LARGEST_32) == (dtype == torch.int32)]
-            ends = itertools.accumulate(parts[position].numel() for position in mine)
-            placed = zip(ends, mine, strict=True)
-            for _, bucket in itertools.groupby(placed, lambda item: item[0] // _BUCKET_ELEMENTS):
-                positions = [position for _, position in bucket]
-                flat = torch.cat([parts[position].reshape(-1).to(dtype) for position in positions])
-                if flat.device.type != "cpu" or not self._host_sum.all_reduce(flat):
-                    dist.all_reduce(flat)
-                pieces = flat.split([parts[position].numel() for position in positions])
-                for position, piece in zip(positions, pieces, strict=True):
-                    totals[position] = piece.view(parts[position].shape)
-        return totals
+            for index, place, summed in self._workers.stretches([parts[n] for n in mine], dtype):
+                yield summed, targets[mine[index]], place
 
     def _forget(self) -> None:
         self._sums = [self._zeros(position) for position in range(len(self._parameters))]

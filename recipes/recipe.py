@@ -4,12 +4,13 @@ from pathlib import PurePosixPath
 
 from pydantic import Field, model_validator
 
-from models.settings import Settings, execution
+from models.settings import InputError, Settings, execution
 from pipelines.evaluate import EvaluateSettings
 from pipelines.finetune import FinetuneSettings, ScratchEncoder
 from pipelines.metrics import metric_problem
 from pipelines.prepare import PrepareSettings
 from pipelines.preparing.data import DataSettings, split_name
+from pipelines.preparing.formats import EXTENSIONS
 from pipelines.preparing.sources import references
 from serve.settings import ServeSettings
 
@@ -33,10 +34,7 @@ class Recipe(Settings):
             raise ValueError("prepare.tokenizer: an encoder from scratch needs one, for example {vocabulary: 8000}")
         if isinstance(self.finetune.encoder, str) and self.prepare.tokenizer is not None:
             raise ValueError("prepare.tokenizer: a pretrained encoder brings its own; leave this out")
-        given = self.data.split is not None or any(
-            split_name(split or "") == "validation" or not PurePosixPath(source).suffix
-            for split, source in references(self.data)
-        )  # A folder or a hub dataset may bring its own; what has none is told when it has been looked at.
+        given = self._may_have_validation()
         if self.prepare.validation_share == 0 and not given:
             raise ValueError(
                 "prepare.validation_share: must be above 0, as the best epoch is chosen on rows not trained on"
@@ -54,3 +52,15 @@ class Recipe(Settings):
             if problem := metric_problem(name, columns):
                 raise ValueError(f"{setting}: {problem}")
         return self
+
+    def _may_have_validation(self) -> bool:
+        """Whether the data may come with a validation split; what has none is told when it has been looked at."""
+        try:
+            given = references(self.data)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return self.data.split is not None or any(
+            # A folder or a hub dataset may bring its own, whatever its name.
+            split_name(split or "") == "validation" or PurePosixPath(source).suffix.lower() not in EXTENSIONS
+            for split, source in given
+        )

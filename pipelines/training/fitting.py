@@ -91,7 +91,7 @@ def fit(
 
     `validate` measures after each epoch, on all workers; `keep_best` saves the weights, each time `metric` is better
     than ever before. Checkpoints come at most every `checkpoint_seconds`, by the first worker's clock; one that is due
-    at the end of an epoch comes after its validation, so that none is measured and logged twice.
+    at the end of an epoch comes after its validation, which it then remembers.
     """
     feed = trainer.feed
     last_checkpoint = last_news = time.monotonic()

@@ -3,6 +3,7 @@
 import contextlib
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from pipelines.progress import Progress
 from pipelines.training.bulletin import Bulletin
 from pipelines.training.fitting import FitState
 from pipelines.training.worker import WorkerJob, train_lanes
+
+_SOON_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,9 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
         ClusterError: workers were lost too often, or nothing more can be written.
     """
     settings = job.settings
-    wanted: int | tuple[int, int] = settings.workers
     gpus = ray.cluster_resources().get("GPU", 0) > 0
     room_for(settings.threads, int(gpus), "a training worker", "finetune.threads")
-    room = sum(_room(node["Resources"], settings.threads, gpus) for node in ray.nodes() if node["Alive"])
-    if room < settings.workers:
-        wanted = (1, settings.workers)
-        progress.console.print(
-            f"  there is room for {room or 'none'} of {settings.workers} workers now; training starts with "
-            f"{'those' if room else 'the first that finds room'} and ends in the same weights"
-        )
+    wanted = _wanted(settings.workers, settings.threads, gpus, progress)
     bulletin: Any = ray.remote(num_cpus=0)(Bulletin).remote()
     per_worker = {"CPU": settings.threads} | ({"GPU": 1} if gpus else {})
     # Typed as the first generation of Ray Train, which it is not.
@@ -127,10 +123,40 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
     return outcome
 
 
+def _wanted(workers: int, threads: int, gpus: bool, progress: Progress) -> int | tuple[int, int]:
+    """How many workers to ask Ray Train for: a number, or as many as there are, from one to the last."""
+    room = sum(_room(node["Resources"], threads, gpus) for node in ray.nodes() if node["Alive"])
+    if room < workers:
+        progress.console.print(
+            f"  there is room for {room or 'none'} of {workers} workers now; training starts with "
+            f"{'those' if room else 'the first that finds room'} and ends in the same weights"
+        )
+        return 1, workers
+    # Ray Train goes by what the cluster has, not by what is free, and would wait for the others to end.
+    free = _free(threads, gpus, workers)
+    if not free:
+        progress.console.print("  others hold the whole cluster; training waits for room")
+        return workers
+    if free < workers:
+        progress.console.print(
+            f"  others leave room for {free} of {workers} workers; training runs on those and ends in the same weights"
+        )
+    return free
+
+
 def _room(node: Mapping[str, float], threads: int, gpus: bool) -> int:
     """How many workers a node has the resources for."""
     by_cpus = node.get("CPU", 0) // threads
     return int(min(by_cpus, node.get("GPU", 0)) if gpus else by_cpus)
+
+
+def _free(threads: int, gpus: bool, wanted: int) -> int:
+    """How many of the wanted workers others leave room for; what an earlier stage held is free again within seconds."""
+    for _ in range(10):
+        if (free := _room(ray.available_resources(), threads, gpus)) >= wanted:
+            break
+        time.sleep(0.5)
+    return min(free, wanted)
 
 
 def _storage(work: UPath) -> dict[str, Any]:
@@ -155,7 +181,7 @@ def _explained(error: TrainingFailedError) -> Exception:
 @contextlib.contextmanager
 def _showing(bulletin: Any, progress: Progress) -> Iterator[None]:
     """Shows the bulletin's news while the block runs."""
-    done = threading.Event()
+    done, started = threading.Event(), time.monotonic()
     with progress.step("training") as step:
 
         def show() -> None:
@@ -168,6 +194,8 @@ def _showing(bulletin: Any, progress: Progress) -> Iterator[None]:
                     best = "".join(f", {name} {value:.3f}" for name, value in list(news["validation"].items())[:1])
                     note = f"loss {news['loss']:.3f}, {news['texts_per_second']:,.0f} texts/s{best}"
                     step.update(news["steps"], note, total=news["total"])
+                elif time.monotonic() - started > _SOON_SECONDS:
+                    step.update(0, "no worker has started yet; is the cluster busy with something else?")
 
         thread = threading.Thread(target=show, daemon=True, name="news")
         thread.start()

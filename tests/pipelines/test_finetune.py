@@ -1,18 +1,22 @@
 """Fine-tuning: the same run on any number of workers and through any interruption, and what it leaves behind."""
 
+import io
 import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification
@@ -147,6 +151,20 @@ def test_a_run_broken_off_goes_on_from_there_with_other_workers(
     (event_file,) = Path((went_on.out / "tensorboard").path).iterdir()
     curves = EventAccumulator(str(event_file)).Reload()
     assert curves.Scalars("train/loss")[0].step > 1, "it began at the beginning"
+
+
+def test_what_others_hold_is_not_waited_for(
+    store: Store, prepared: Artifact, encoder: Path, undisturbed: Task, ray_session: None
+) -> None:
+    other = ray.remote(num_cpus=2)(Counter).remote()
+    ray.get(other.most_common.remote())
+    told = io.StringIO()
+    task = make_task(store, prepared, "beside", encoder=str(encoder), workers=4)
+    task = replace(task, progress=Progress(Console(file=told, width=200)))
+    finetune.run(task)
+    assert "others leave room for 2 of 4 workers" in told.getvalue()
+    assert_same_run(task, undisturbed)
+    ray.kill(other)
 
 
 def test_the_result_loads_as_any_classifier(undisturbed: Task) -> None:

@@ -92,6 +92,7 @@ def test_the_last_of_two_overrides_holds(recipe: Path) -> None:
         ("name=Two Words", 'name must match ^[a-z0-9][a-z0-9_-]*$, not "Two Words".'),
         ("prepare.tokenizer={vocabulary: 500}", "prepare.tokenizer: a pretrained encoder brings its own"),
         ("prepare.validation_share=0", "prepare.validation_share: must be above 0"),
+        ("data.source={foo: a.csv}", "data.source: 'foo' is no split; there are train"),
         ("data.labels=[a, a]", "data.labels: 'a' is named twice"),
         ("data.labels=[{column: a, separator: ''}]", "data.labels.0.separator"),
         ("data.where={text: '(a'}", "data.where: '(a' (for text) is no regular expression"),
@@ -200,3 +201,9 @@ def test_no_value_ends_in_another_error(tmp_path: Path, value: object, part: str
 )
 def test_no_override_ends_in_another_error(recipe: Path, key: str, value: str) -> None:
     read(recipe, (f"{key}={value}",))
+
+
+@pytest.mark.parametrize("source", ["hub://owner/name@v1.0", "hub://owner/data-v1.5", "saved-1.1", "folder"])
+def test_data_that_may_bring_a_validation_split_needs_no_share_for_it(recipe: Path, source: str) -> None:
+    loaded = load_recipe(recipe, [f"data.source={source}", "prepare.validation_share=0"])
+    assert loaded.prepare.validation_share == 0
