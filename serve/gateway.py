@@ -75,7 +75,8 @@ def build_gateway(
         return await asyncio.to_thread(engine.encode, texts, pairs)
 
     async def classify(request: Request) -> Response:
-        if request.headers.get("content-encoding", "identity") != "identity":
+        codings = ",".join(request.headers.getlist("content-encoding")).split(",")
+        if {coding.strip().lower() for coding in codings} - {"", "identity"}:
             raise ProblemError(415, "The request's body must not be compressed; leave out Content-Encoding.")
         try:
             batcher.require_room()

@@ -119,7 +119,10 @@ def test_other_mistakes_in_http(url: str) -> None:
     assert problem_of(raw(url, b"GET /nothing HTTP/1.1\r\nHost: shoal\r\n\r\n"))[0] == 404
     assert problem_of(raw(url, b"GET /v1/classify HTTP/1.1\r\nHost: shoal\r\n\r\n"))[0] == 405
     assert raw(url, b"GET /v1/classify HTTP/1.1\r\nHost: shoal\r\n\r\n")[1]["allow"] == "POST"
-    assert problem_of(raw(url, post(good, "Content-Encoding: gzip")))[0] == 415
+    for coding in ("gzip", "identity, GZIP", "identity\r\nContent-Encoding: gzip"):
+        assert problem_of(raw(url, post(good, f"Content-Encoding: {coding}")))[0] == 415
+    for coding in ("Identity", "", "identity, IDENTITY"):
+        assert raw(url, post(good, f"Content-Encoding: {coding}"))[0] == 200
     assert problem_of(raw(url, b"GET /static-offline-docs/%00 HTTP/1.1\r\nHost: shoal\r\n\r\n"))[0] == 404
     for header in ("X-Request-Id: \xff\xfe", "X-Request-Timeout-Seconds: \xff", "serve_multiplexed_model_id: \xff"):
         assert raw(url, post(good, header))[0] == 200
