@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from models.first_token import skip_unread_tokens
 from models.labels import LabelColumn, spans
-from models.settings import InputError, Settings
+from models.settings import InputError, Settings, first_line
 from models.text import TextSettings
 from models.weights import naming_damaged_file
 
@@ -76,11 +76,9 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Classi
                 folder, dtype=torch.float32, use_safetensors=True
             )
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{folder} holds no classifier that can be loaded: {reason}") from error
+        raise InputError(f"{folder} holds no classifier that can be loaded: {first_line(error)}") from error
     skip_unread_tokens(model)
     try:
         return model.eval(), AutoTokenizer.from_pretrained(folder), spec
     except Exception as error:  # `tokenizers` raises bare ones.
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{folder} holds no tokenizer that can be loaded: {reason}") from error
+        raise InputError(f"{folder} holds no tokenizer that can be loaded: {first_line(error)}") from error

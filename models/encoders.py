@@ -18,7 +18,7 @@ from transformers import (
 from models.classifier import label_config
 from models.first_token import skip_unread_tokens
 from models.labels import LabelColumn
-from models.settings import InputError
+from models.settings import InputError, first_line
 from models.weights import naming_damaged_file
 
 _DROPOUT = re.compile(r"(dropout|dropout_prob|dropout_rate|pdrop)$")
@@ -60,8 +60,9 @@ def build_classifier(
                     pretrained, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
                 )
         except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"finetune.encoder: {pretrained} is no encoder that can be loaded: {reason}") from error
+            raise InputError(
+                f"finetune.encoder: {pretrained} is no encoder that can be loaded: {first_line(error)}"
+            ) from error
     skip_unread_tokens(model)
     model.base_model.requires_grad_(not head_only)
     set_training(model)

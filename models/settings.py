@@ -12,6 +12,11 @@ class InputError(Exception):
     """A mistake in what the user gave (data, recipe, request): one sentence that says what and where."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says in its first line; its kind, where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def execution(default: Any = ..., **field: Any) -> Any:
     """A field that says how a stage runs (workers, intervals), not what it makes.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from upath import UPath
 
 from cluster.store import is_local
-from models.settings import InputError
+from models.settings import InputError, first_line
 
 _PACKAGE = re.compile(r"package://(?P<package>\w+(\.\w+)*)/(?P<path>.+)")
 _PLACELESS = re.compile(r"(?P<scheme>https?|s3a?|gs|gcs|az|abfss?)://(/|$)")
@@ -118,5 +118,5 @@ def telling_read_errors(place: object, kinds: tuple[type[Exception], ...] = (Exc
 
 def reason_of(error: Exception) -> str:
     """What an error says in its first line, without a full stop; its kind, where it says nothing."""
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return next(iter(text.strip().splitlines()), type(error).__name__).rstrip(".:; ")
+    text = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+    return text.rstrip(".:; ")

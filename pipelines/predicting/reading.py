@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from models.settings import InputError
+from pipelines.locate import reason_of
 from pipelines.predicting.tables import as_text
 from pipelines.preparing import cells
 from pipelines.preparing.data import DataSettings
@@ -185,8 +186,7 @@ def _parquet_tables(source: Source, settings: DataSettings, texts: Sequence[str]
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None):
                 raise  # The place, not the content.
-            told = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
-            raise InputError(f"{source.path} is damaged after row {read:,}: {told}.") from error
+            raise InputError(f"{source.path} is damaged after row {read:,}: {reason_of(error)}.") from error
 
 
 def _with_text(table: pa.Table, source: Source, settings: DataSettings, texts: Sequence[str]) -> pa.Table:
