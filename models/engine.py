@@ -24,6 +24,13 @@ from models.precision import Precision, autocast, supported
 from models.settings import InputError
 from models.text import cleaned
 
+_OPENING = 32
+"""Characters for each token of max_length that are read of a long text at first."""
+
+_SPARE = 64
+"""Tokens beyond max_length that the read part of a long text must have: where a tokenizer's words do not end at spaces,
+the last few tokens before the cut may be others than in the whole text."""
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -96,8 +103,10 @@ class TorchEngine:
             raise InputError(f"the classifier takes {'pairs of texts' if self.spec.pair else 'single texts'}.")
         if pairs is not None and len(pairs) != len(texts):
             raise InputError(f"there are {len(texts)} texts but {len(pairs)} partners for them.")
-        inputs: Sequence[str | tuple[str, str]] = cleaned(texts, self.spec.text)
-        if pairs is not None:
+        inputs: Sequence[str | tuple[str, str]]
+        if pairs is None:
+            inputs = cleaned([self._opening(text) for text in texts], self.spec.text)
+        else:  # which part is cut depends on the whole lengths of both
             inputs = list(zip(cleaned(texts, self.spec.text), cleaned(pairs, self.spec.text), strict=True))
         wants_types = self._uses_type_ids and self.spec.pair
         return [
@@ -109,6 +118,19 @@ class TorchEngine:
             )
             for encoding in self._tokenizer.encode_batch(inputs)
         ]
+
+    def _opening(self, text: str) -> str:
+        """The first lines of a long text, where they hold all that the model reads of it; otherwise the text.
+
+        Lines, since texts are cleaned line by line: so it is the same whether before or after the cut.
+        """
+        characters = _OPENING * self.spec.max_length
+        while 0 < (end := text.find("\n", characters) + 1) < len(text):
+            (encoding,) = self._tokenizer.encode_batch(cleaned([text[:end]], self.spec.text))
+            if sum(len(part.ids) for part in (encoding, *encoding.overflowing)) >= self.spec.max_length + _SPARE:
+                return text[:end]
+            characters = 4 * end
+        return text
 
     def logits(
         self,

@@ -45,6 +45,8 @@ _DAMAGE = (
 # nested deeper than the rounds stays as it then is.
 _CHAIN = re.compile(r"&(?:(?:amp|AMP|#0{0,9}38|#[xX]0{0,9}26);){8,}")
 _ROUNDS = 16
+# ftfy costs 10 us for the shortest line. Up to here looking for the lines that need it costs more than it saves.
+_FEW_LINES = 8
 _CONTROLS = re.compile(r"[^\t\n\r -~]")
 _ODD_SPACE = r"[\t\n\x0b\f\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 _SPACES = f"[ {_ODD_SPACE[1:]}+"
@@ -117,10 +119,16 @@ def _mended(text: str) -> str:
         mended = _unescaped(mended).replace("\r\n", "\n").replace("\r", "\n")
         if mended == before:
             return mended
-    unescape, lines = True, []
-    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+    damaged = may_need_repair(pa.array(lines, pa.string())) if len(lines) > _FEW_LINES else np.ones(len(lines), bool)
+    unescape = True
+    known: dict[tuple[str, bool], str] = {}
+    for index, line in enumerate(lines):
         unescape = unescape and "<" not in line
-        lines.append(_mended_line(line, unescape))
+        if damaged[index]:
+            if (line, unescape) not in known:
+                known[line, unescape] = _mended_line(line, unescape)
+            lines[index] = known[line, unescape]
     return "".join(lines)
 
 

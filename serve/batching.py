@@ -9,9 +9,10 @@ The computing happens in a thread of its own, one batch at a time; meanwhile tex
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -69,7 +70,7 @@ class Batcher:
     Args:
         compute: one batch in, float32 [texts, classes] out; called in a thread, never twice at once.
         batch_tokens: tokens of a batch at most, padding included.
-        max_queued: requests that may wait (or be computed) at once.
+        max_queued: requests that may be in progress at once.
         max_padding: the share of a batch that may be padding.
         report: told of each batch after it.
     """
@@ -99,31 +100,34 @@ class Batcher:
         """Requests not yet answered."""
         return self._requests
 
-    def require_room(self) -> None:
-        """Refuses before any work is spent on the request.
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A request's place in the queue: from before any work is spent on it until it is answered or given up.
 
         Raises:
-            QueueFullError: `max_queued` requests wait already.
+            QueueFullError: all `max_queued` places are taken.
         """
         if self._requests >= self._max_queued:
             seconds = self._tokens / self._tokens_per_second if self._tokens_per_second else 1
             raise QueueFullError(min(_MAX_RETRY_S, max(1, round(seconds))))
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
 
     async def submit(self, items: Sequence[Encoded]) -> FloatArray:
         """The outputs of one request's texts, float32 [texts, classes]; cancel it to give up waiting.
 
         Raises:
-            QueueFullError: `max_queued` requests wait already.
             ValueError: there are no texts.
             Exception: whatever computing one of its batches raised.
         """
         if not items:
             raise ValueError("a request has at least one text")
-        self.require_room()
         loop = asyncio.get_running_loop()
         request = _Request(loop.create_future(), [None] * len(items))
         tokens = sum(len(item.ids) for item in items)
-        self._requests += 1
         self._tokens += tokens
         self._waiting.extend(_Text(item, request, position) for position, item in enumerate(items))
         if self._loop_task is None or self._loop_task.done():
@@ -131,7 +135,6 @@ class Batcher:
         try:
             return await request.answered
         finally:
-            self._requests -= 1
             self._tokens -= tokens
 
     def close(self) -> None:

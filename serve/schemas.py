@@ -78,7 +78,7 @@ class RequestShape:
         """The texts, and their partners where the model takes pairs.
 
         Raises:
-            ProblemError: 400 where the body is not JSON in UTF-8, 422 where it has another shape.
+            ProblemError: 400 where the body cannot be read as JSON in UTF-8, 422 where it has another shape.
         """
         try:
             items: list[Any] = self.model.model_validate_json(body).texts  # type: ignore[attr-defined]
@@ -100,7 +100,9 @@ class RequestShape:
                     return ProblemError(
                         422, f"A \\u escape is half of a surrogate pair, which is no character: {reason}."
                     )
-                return ProblemError(400, f"The request's body is not JSON in UTF-8: {reason}; send {wanted}.")
+                return ProblemError(
+                    400, f"The request's body cannot be read as JSON in UTF-8: {reason}; send {wanted}."
+                )
             case "missing":
                 return ProblemError(422, f"The field texts is missing; send {wanted}.")
             case "extra_forbidden":

@@ -30,7 +30,7 @@ class ServeSettings(Settings):
     max_texts: int = Field(256, ge=1, description="Texts of one request at most.")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="Bytes of a request's body at most.")
     body_timeout_s: float = Field(10.0, gt=0, description="Seconds a client has to send its body.")
-    max_queued: int = Field(512, ge=1, description="Requests waiting at a replica at most; beyond them, 429.")
+    max_queued: int = Field(512, ge=1, description="Requests in progress at a replica at most; beyond them, 429.")
 
     @model_validator(mode="after")
     def _replicas_agree(self) -> "ServeSettings":

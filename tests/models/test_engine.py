@@ -1,5 +1,6 @@
 """The engine: the same answers whatever stands beside a text, in the order given, as transformers itself gives."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,28 @@ def test_outputs_do_not_depend_on_the_batch(engine: TorchEngine, texts: list[str
     together = engine.logits(encoded, budget)
     alone = np.concatenate([engine.forward([item]) for item in encoded])
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+LINES = st.lists(st.sampled_from([*CORPUS, "Ã©tÃ© &amp; co", "<b>", "\x00", "", "q" * 150]), max_size=200)
+
+
+@given(lines=LINES, ending=st.sampled_from(["\n", "\r\n"]))
+@settings(max_examples=40, deadline=None)
+def test_a_long_text_is_read_as_a_whole_one(engine: TorchEngine, lines: list[str], ending: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        text = ending.join(lines)
+        opened = engine.encode([text])
+        patch.setattr(TorchEngine, "_opening", lambda _, text: text)
+        assert engine.encode([text]) == opened
+
+
+def test_of_a_long_text_only_the_beginning_costs_anything(engine: TorchEngine) -> None:
+    text = "".join(f"â€œ{number} late bags\n" for number in range(100_000))
+    started = time.monotonic()
+    (encoded,) = engine.encode([text])
+    assert time.monotonic() - started < 0.2  # its repair alone takes 1.5 s
+    assert encoded.truncated
+    assert len(encoded.ids) == 32
 
 
 def test_outputs_are_those_of_transformers(folder: Path, engine: TorchEngine) -> None:

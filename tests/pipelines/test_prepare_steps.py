@@ -43,6 +43,7 @@ DAMAGED = st.text(st.sampled_from("aé Ã©â€™“\n\r\t\x00\x85\xa0\u2028\u
         "é <\n&amp;amp;",
     ]
 )
+@example(["Ã©tÃ©\n\n&amp;\nplain\nÃ©tÃ©\n" * 3, "é\n" * 8 + "&lt;\n<\n&lt;\nÃ©\r\n\x00\n" * 2])
 @example(["caf\xc3\xa9 &lt;b&gt; l\x92avis", "plain", "x\r\ny", "Â \nÃ "])
 def test_repair_is_ftfy_wherever_it_is_skipped(texts: list[str]) -> None:
     column = pa.array(texts, pa.string())

@@ -6,9 +6,11 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -20,6 +22,7 @@ from cluster.store import ClusterError
 from models.engine import load_engine
 from models.settings import InputError
 from serve import app
+from serve.haproxy import write_starter
 from serve.settings import ServeSettings
 from tests.serve.endpoint import post, problem_of, raw
 from tests.small_classifiers import CORPUS, make_classifier
@@ -84,6 +87,32 @@ def test_mistakes_are_problems_behind_the_proxy_too(url: str) -> None:
     assert raw(url, post(good, f"X-Long: {'x' * 40_000}"))[0] == 400
     for header in ("X-Request-Id: \xff\xfe", "X-Request-Timeout-Seconds: 0.000001", "serve_multiplexed_model_id: \xff"):
         assert raw(url, post(good, header))[0] == 200
+
+
+def test_a_request_to_change_the_protocol_is_a_plain_one(url: str) -> None:
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    upgrade = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key]
+    status, _, body = raw(url, post(b'{"texts": ["late"]}', *upgrade))
+    assert status == 200
+    assert len(json.loads(body)["results"]) == 1
+    greeting = "\r\n".join(["GET /v1/classify HTTP/1.1", "Host: shoal", *upgrade, "", ""]).encode()
+    assert problem_of(raw(url, greeting))[0] == 405
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"FOO /v1/classify HTTP/1.1\r\nHost: shoal\r\n\r\n", 400),
+        (post(b"", length=2**64), 400),
+        (post(b"", "X: \x01"), 400),
+        (b"GET v1/classify HTTP/1.1\r\nHost: shoal\r\n\r\n", 404),
+        (b"GET http://shoal/nowhere HTTP/1.1\r\nHost: shoal\r\n\r\n", 404),
+        (b"GET /v1/classify/ HTTP/1.1\r\nHost: shoal\r\n\r\n", 404),
+        (b"OPTIONS * HTTP/1.1\r\nHost: shoal\r\n\r\n", 404),
+    ],
+)
+def test_what_never_reaches_the_application_is_a_problem_too(url: str, request_bytes: bytes, status: int) -> None:
+    assert problem_of(raw(url, request_bytes))[0] == status
 
 
 def test_a_huge_body_is_refused(url: str) -> None:
@@ -155,6 +184,48 @@ def test_a_killed_replica_costs_a_client_one_retry_at_most(url: str) -> None:
     assert statuses == [200] * len(statuses)
     assert statuses
     assert len(refused) <= len(threads)
+
+
+_NESTED = "import subprocess, sys; subprocess.Popen({command}); input()"
+
+
+def test_the_proxy_ends_with_its_cluster_and_not_with_who_started_it(tmp_path: Path) -> None:
+    port = free_port()
+    configuration = tmp_path / "haproxy.cfg"
+    lines = [
+        "defaults",
+        "    mode http",
+        "    timeout client 5s",
+        "frontend http_frontend",
+        f"    bind 127.0.0.1:{port}",
+    ]
+    configuration.write_text("\n".join([*lines, "    http-request return status 200", ""]))
+    starter = write_starter(tmp_path, 1)
+    actor = _NESTED.format(command=[str(starter), "-db", "-f", str(configuration)])
+    raylet = _NESTED.format(command=[sys.executable, "-c", actor])
+
+    def answers() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}").status_code == 200
+        return False
+
+    with subprocess.Popen([sys.executable, "-c", raylet], stdin=subprocess.PIPE) as process:
+        try:
+            wait_until(answers)
+            (child,) = psutil.Process(process.pid).children()
+            child.kill()
+            time.sleep(3)
+            assert answers()
+        finally:
+            process.kill()
+    wait_until(lambda: not answers())
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_taken_port_is_told(ray_session: None, url: str, folder: Path) -> None:

@@ -39,6 +39,11 @@ class EchoEngine:
         return np.array([[item.ids[0]] for item in batch], dtype=np.float32)
 
 
+async def ask(batcher: Batcher, items: Sequence[Encoded]) -> FloatArray:
+    with batcher.place():
+        return await batcher.submit(items)
+
+
 REQUESTS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=8), min_size=1, max_size=20)
 
 
@@ -55,7 +60,7 @@ def test_every_request_is_answered_once_within_the_budget(
         number, tasks = 0, []
         for request, pause in zip(lengths, pauses, strict=True):
             items = [text(number + index, length) for index, length in enumerate(request)]
-            tasks.append((list(range(number, number + len(items))), asyncio.create_task(batcher.submit(items))))
+            tasks.append((list(range(number, number + len(items))), asyncio.create_task(ask(batcher, items))))
             number += len(items)
             if pause:
                 await asyncio.sleep(0)
@@ -80,10 +85,10 @@ def test_the_longest_waiting_is_always_next() -> None:
 
     async def run() -> None:
         batcher = Batcher(engine, 64, max_queued=1000)
-        tasks = [asyncio.create_task(batcher.submit([text(0, 8)]))]
+        tasks = [asyncio.create_task(ask(batcher, [text(0, 8)]))]
         await asyncio.sleep(0.02)  # the first batch is being computed
-        tasks.append(asyncio.create_task(batcher.submit([text(1, 300)])))
-        tasks += [asyncio.create_task(batcher.submit([text(number, 8)])) for number in range(2, 50)]
+        tasks.append(asyncio.create_task(ask(batcher, [text(1, 300)])))
+        tasks += [asyncio.create_task(ask(batcher, [text(number, 8)])) for number in range(2, 50)]
         await asyncio.sleep(0)
         for _ in range(20):
             gate.release()
@@ -102,7 +107,7 @@ def test_a_text_with_k_before_it_waits_for_at_most_k_batches(first: list[int], b
 
     async def run() -> None:
         batcher = Batcher(engine, budget, max_queued=1000)
-        await asyncio.gather(*(batcher.submit([text(number, length)]) for number, length in enumerate(first)))
+        await asyncio.gather(*(ask(batcher, [text(number, length)]) for number, length in enumerate(first)))
         batcher.close()
 
     asyncio.run(run())
@@ -116,7 +121,7 @@ def test_clients_that_gave_up_are_skipped() -> None:
 
     async def run() -> None:
         batcher = Batcher(engine, 8, max_queued=10)
-        tasks = [asyncio.create_task(batcher.submit([text(number, 8)])) for number in range(5)]
+        tasks = [asyncio.create_task(ask(batcher, [text(number, 8)])) for number in range(5)]
         await asyncio.sleep(0.02)
         tasks[2].cancel()  # waits
         tasks[0].cancel()  # is being computed
@@ -139,15 +144,15 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
 
     async def run() -> None:
         batcher = Batcher(engine, 8, max_queued=3)
-        tasks = [asyncio.create_task(batcher.submit([text(number, 8)])) for number in range(3)]
+        tasks = [asyncio.create_task(ask(batcher, [text(number, 8)])) for number in range(3)]
         await asyncio.sleep(0.02)
         with pytest.raises(QueueFullError) as full:
-            await batcher.submit([text(9, 8)])
+            await ask(batcher, [text(9, 8)])
         assert 1 <= full.value.retry_after_s <= 60
         for _ in range(4):
             gate.release()
         await asyncio.gather(*tasks)
-        assert (await batcher.submit([text(9, 8)]))[0, 0] == 9
+        assert (await ask(batcher, [text(9, 8)]))[0, 0] == 9
         batcher.close()
 
     asyncio.run(run())
@@ -161,7 +166,7 @@ def test_a_failing_batch_fails_its_requests_only() -> None:
 
     async def run() -> None:
         batcher = Batcher(compute, 8, max_queued=10)
-        tasks = [batcher.submit([text(0, 8)]), batcher.submit([text(1, 8), text(2, 8)]), batcher.submit([text(3, 8)])]
+        tasks = [ask(batcher, [text(0, 8)]), ask(batcher, [text(1, 8), text(2, 8)]), ask(batcher, [text(3, 8)])]
         good, bad, late = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(good, np.ndarray)
         assert isinstance(bad, ValueError)

@@ -1,5 +1,6 @@
 """What a client gets over real HTTP: answers, and for every mistake one clear sentence."""
 
+import asyncio
 import json
 import math
 import threading
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.engine import TorchEngine, load_engine
+from serve.gateway import build_gateway
 from serve.settings import ServeSettings
 from tests.serve.endpoint import post, problem_of, raw, running
 from tests.small_classifiers import CORPUS, SENTIMENT, TOPICS, make_classifier
@@ -62,12 +64,12 @@ def test_a_pair_is_a_list_of_two(pair_url: str) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "sentence"),
     [
-        (b"", 400, "is not JSON in UTF-8"),
-        (b"texts", 400, "is not JSON in UTF-8"),
-        (b'{"texts": ["a"]', 400, "is not JSON in UTF-8"),
-        (b'{"texts": ["\xff\xfe"]}', 400, "is not JSON in UTF-8"),
-        ('{"texts": ["late"]}'.encode("utf-16"), 400, "is not JSON in UTF-8"),
-        (b"[" * 5000, 400, "is not JSON in UTF-8"),
+        (b"", 400, "cannot be read as JSON in UTF-8"),
+        (b"texts", 400, "cannot be read as JSON in UTF-8"),
+        (b'{"texts": ["a"]', 400, "cannot be read as JSON in UTF-8"),
+        (b'{"texts": ["\xff\xfe"]}', 400, "cannot be read as JSON in UTF-8"),
+        ('{"texts": ["late"]}'.encode("utf-16"), 400, "cannot be read as JSON in UTF-8"),
+        (b"[" * 5000, 400, "cannot be read as JSON in UTF-8"),
         (b'{"texts": ["\\ud800 alone"]}', 422, "surrogate"),
         (b'{"texts": ["\\udc00"]}', 422, "surrogate"),
         (b'{"texts": ["\\u12"]}', 400, "invalid escape"),
@@ -233,6 +235,43 @@ def test_a_full_queue_is_429_with_retry_after(engine: TorchEngine) -> None:
         for thread in threads:
             thread.join()
     assert statuses == [200, 200]
+
+
+def test_a_request_takes_its_place_before_its_texts_are_read_and_gives_it_up(engine: TorchEngine) -> None:
+    """Reading long texts is work too: it counts, others get their turn, and it ends when the client has gone."""
+    gate, reading, calls = threading.Event(), threading.Event(), list[int]()
+
+    class SlowReader:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(engine, name)
+
+        def encode(self, texts: Any, pairs: Any = None) -> Any:
+            if len(texts[0]) > 10_000:
+                calls.append(len(texts))
+                reading.set()
+                assert gate.wait(10)
+            return engine.encode(texts, pairs)
+
+    gateway = build_gateway(SlowReader(), SETTINGS, name="small", version="f00d")  # type: ignore[arg-type]
+
+    async def ask(texts: list[str]) -> int:
+        transport = httpx.ASGITransport(gateway)
+        async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as asking:
+            return (await asking.post("/v1/classify", json={"texts": texts})).status_code
+
+    async def run() -> None:
+        long = asyncio.create_task(ask(["late bag " * 2000] * 8))
+        await asyncio.to_thread(reading.wait, 10)
+        assert gateway.state.batcher.queued == 1
+        assert await ask(["late " * 500]) == 200
+        long.cancel()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await long
+        assert gateway.state.batcher.queued == 0
+
+    asyncio.run(run())
+    assert calls == [1]
 
 
 def test_what_the_model_is(url: str) -> None:
