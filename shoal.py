@@ -1,29 +1,25 @@
 """The front door: the `shoal` command. Parses, calls, and tells mistakes in one sentence."""
 
-import contextlib
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from cluster.logs import CommandLog, Terminal, causes
-from cluster.store import Artifact, ClusterError, Store
+from cluster.logs import causes
+from cluster.store import ClusterError
 from models.settings import InputError
-
-if TYPE_CHECKING:
-    from pipelines.progress import Progress
-    from pipelines.stage import PlannedStage
-    from recipes.recipe import Recipe
+from recipes import running
+from recipes.printing import console_on, plain_table, say
+from recipes.running import complete_until, completed, planned, progress_on, working
 
 app = typer.Typer(
     name="shoal",
@@ -43,80 +39,6 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Settings with dots, e.g. finetune.learning_rate=5e-5."),
 ]
 StoreOption = Annotated[str, typer.Option("--store", help="A folder, or s3://BUCKET/PREFIX.")]
-
-_LOG = CommandLog()
-_ended_by: list[signal.Signals] = []
-
-
-def _plan(recipe: Path, overrides: Sequence[str] | None) -> "tuple[Recipe, Store, dict[str, PlannedStage]]":
-    from recipes.loading import load_recipe
-    from recipes.planning import plan
-
-    loaded = load_recipe(recipe, overrides or ())
-    return loaded, Store.open(_durable(loaded.store)), plan(loaded)
-
-
-def _durable(store: str) -> str:
-    """`store`, but a relative one under the home folder inside a Ray job, whose working folder Ray removes."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ or "://" in store or Path(store).expanduser().is_absolute():
-        return store
-    return str(Path.home() / store)
-
-
-def _complete(recipe: Path, overrides: Sequence[str] | None, until: str | None) -> None:
-    """Completes the stages up to `until` and prints what came of each."""
-    from pipelines.stage import complete
-    from recipes.listing import headline
-
-    loaded, store, stages = _plan(recipe, overrides)
-    last = until or list(stages)[-1]
-    if last not in stages:
-        raise InputError(f"--until {last}: there is no such stage; there are {', '.join(stages)}.")
-    wanted = list(stages)[: list(stages).index(last) + 1]
-    reused = {name for name in wanted if store.find(name, stages[name].fingerprint)}
-    if last not in reused:
-        with _working(loaded.store) as terminal:
-            complete(stages[last], store, _progress(terminal.err), loaded.name)
-    rows = [
-        (name, "reused" if name in reused else "made", str(artifact.path), headline(artifact.record.metrics))
-        for name in wanted
-        if (artifact := store.find(name, stages[name].fingerprint))
-    ]
-    _console().print(_table(rows))
-
-
-@contextlib.contextmanager
-def _working(store: str, *, watched: bool = False) -> Iterator[Terminal]:
-    """Connects to Ray and sends all noise to the log; what the block itself has to say goes to the terminal.
-
-    `watched`: it may go on for weeks, and somebody reads Ray's own metrics.
-    """
-    from cluster.connect import connected, require_shared
-
-    with _LOG.capturing() as terminal, connected(watched=watched):
-        require_shared(store)
-        # Ray would abort the process on SIGTERM, and the nodes' processes would hear of it late.
-        before = signal.signal(signal.SIGTERM, _terminate)
-        try:
-            yield terminal
-        except SystemExit as left:  # How Ray Train answers Ctrl-C.
-            raise KeyboardInterrupt from left
-        finally:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def _terminate(*_: object) -> None:
-    _ended_by.append(signal.SIGTERM)
-    raise KeyboardInterrupt
-
-
-def _completed(
-    stages: "dict[str, PlannedStage]", store: Store, progress: "Progress", recipe: str
-) -> "dict[str, Artifact]":
-    """Completes all stages and gives their artifacts."""
-    from pipelines.stage import complete
-
-    return {name: complete(planned, store, progress, recipe) for name, planned in stages.items()}
 
 
 @app.command(epilog="Example: shoal init tickets.csv")
@@ -140,19 +62,19 @@ def init(
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another with --out PATH.") from error
     for line in [*found.findings, f"Wrote {path}. Next: shoal run {path}"]:
-        _say(line)
+        say(line)
 
 
 @app.command(epilog="Example: shoal check recipes/airline.yaml finetune.epochs=3")
 def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Validate a recipe and print its plan: each stage, its fingerprint, reused or to run."""
-    _, store, stages = _plan(recipe, overrides)
+    _, store, stages = planned(recipe, overrides)
     rows = [
-        (name, planned.fingerprint, "reused" if store.find(name, planned.fingerprint) else "to run")
-        for name, planned in stages.items()
+        (name, stage.fingerprint, "reused" if store.find(name, stage.fingerprint) else "to run")
+        for name, stage in stages.items()
     ]
-    _say(f"{recipe} is valid.")
-    _console().print(_table(rows))
+    say(f"{recipe} is valid.")
+    console_on().print(plain_table(rows))
 
 
 @app.command(epilog="Example: shoal run recipes/airline.yaml --until finetune finetune.learning_rate=5e-5")
@@ -162,25 +84,25 @@ def run(
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="The last stage to run.")] = None,
 ) -> None:
     """Run a recipe's stages; those whose artifact is in the store are reused."""
-    _complete(recipe, overrides, until)
+    complete_until(recipe, overrides, until)
 
 
 @app.command(epilog="Example: shoal prepare recipes/airline.yaml prepare.max_length=64")
 def prepare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Clean, split, tokenise and shuffle the recipe's data."""
-    _complete(recipe, overrides, "prepare")
+    complete_until(recipe, overrides, "prepare")
 
 
 @app.command(epilog="Example: shoal finetune recipes/airline.yaml finetune.workers=2 finetune.epochs=3")
 def finetune(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Train the recipe's classifier, and whatever it builds on."""
-    _complete(recipe, overrides, "finetune")
+    complete_until(recipe, overrides, "finetune")
 
 
 @app.command(epilog="Example: shoal evaluate recipes/airline.yaml evaluate.gate.accuracy=0.85")
 def evaluate(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Measure the recipe's classifier and hold it against the gate, after whatever it builds on."""
-    _complete(recipe, overrides, "evaluate")
+    complete_until(recipe, overrides, "evaluate")
 
 
 @app.command(epilog="Example: shoal status --store s3://bucket/shoal")
@@ -188,7 +110,7 @@ def status(store: StoreOption = "shoal-store") -> None:
     """List the artifacts in a store, their sizes and metrics."""
     from recipes.listing import existing_store, status_table
 
-    _console().print(status_table(existing_store(store)))
+    console_on().print(status_table(existing_store(store)))
 
 
 @app.command(epilog="Examples: shoal show 1f0c    shoal show finetune/1f0c    shoal show s3://bucket/shoal/prepare/...")
@@ -204,7 +126,7 @@ def show(
     if as_json:
         sys.stdout.write(json.dumps(asdict(found.record), indent=2, ensure_ascii=False) + "\n")
     else:
-        print_artifact(found, its_store, _console())
+        print_artifact(found, its_store, console_on())
 
 
 @app.command(epilog="Example: shoal predict recipes/airline.yaml tweets.csv --out answers.parquet")
@@ -216,6 +138,10 @@ def predict(
     text: Annotated[str | None, typer.Option(help="The column with the text; by default, the recipe's.")] = None,
     text_pair: Annotated[str | None, typer.Option(help="The column with the second text, likewise.")] = None,
     every_class: Annotated[bool, typer.Option("--every-class", help="Write each class's probability.")] = False,
+    file_format: Annotated[
+        Literal["csv", "tsv", "jsonl", "parquet", "text", "datasets", "pickle"] | None,
+        typer.Option("--format", help="How FILE is written, where its name does not tell."),
+    ] = None,
     undecodable: Annotated[
         Literal["reject", "replace"] | None,
         typer.Option(help="No answer for texts that are not UTF-8, or one with the wrong bytes replaced."),
@@ -232,12 +158,12 @@ def predict(
     from pipelines.predict import predict_file
     from recipes.endpoint import calibration
 
-    loaded, store, stages = _plan(recipe, overrides)
+    loaded, store, stages = planned(recipe, overrides)
     columns = {name: given for name, given in (("text", text), ("text_pair", text_pair)) if given}
-    told = {"undecodable": undecodable, "quotes": quotes, "skip_rows": skip_rows}
-    with _working(loaded.store) as terminal:
-        progress = _progress(terminal.err)
-        artifacts = _completed(stages, store, progress, loaded.name)
+    told = {"format": file_format, "undecodable": undecodable, "quotes": quotes, "skip_rows": skip_rows}
+    with working(loaded.store) as terminal:
+        progress = progress_on(terminal.err)
+        artifacts = completed(stages, store, progress, loaded.name)
         done = predict_file(
             file,
             out,
@@ -248,7 +174,7 @@ def predict(
             progress=progress,
             every_class=every_class,
         )
-    _say(done.sentence)
+    say(done.sentence)
 
 
 @app.command(epilog='Example: shoal serve recipes/airline.yaml --ask "my flight was late again"')
@@ -263,16 +189,16 @@ def serve(
     from recipes.listing import reports, summary_rows
     from serve.app import stop
 
-    loaded, store, stages = _plan(recipe, overrides)
-    with _working(loaded.store, watched=not ask) as terminal:
-        console = _console(terminal.out)
-        artifacts = _completed(stages, store, _progress(terminal.err), loaded.name)
+    loaded, store, stages = planned(recipe, overrides)
+    with working(loaded.store, watched=not ask) as terminal:
+        console = console_on(terminal.out)
+        artifacts = completed(stages, store, progress_on(terminal.err), loaded.name)
         url = deploy(loaded, artifacts)
         try:
             if ask:
                 answers = ask_endpoint(url, ask)
-                console.print(_table(summary_rows(artifacts), ("", loaded.name, "TF-IDF baseline"), numbers=True))
-                console.print(_table(answer_rows(ask, answers), (f"asked at {url}", "answer", "probabilities")))
+                console.print(plain_table(summary_rows(artifacts), ("", loaded.name, "TF-IDF baseline"), numbers=True))
+                console.print(plain_table(answer_rows(ask, answers), (f"asked at {url}", "answer", "probabilities")))
                 for path in reports(artifacts):
                     console.print(path, highlight=False, markup=False, soft_wrap=True)
             else:
@@ -293,33 +219,6 @@ def _wait() -> None:
     asked.wait()
     for each, handler in before.items():
         signal.signal(each, handler)
-
-
-def _console(file: IO[str] | None = None) -> Console:
-    """A console whose tables are not squeezed to 80 columns where there is no terminal to say otherwise."""
-    console = Console(file=file or sys.stdout)
-    return console if console.is_terminal else Console(file=file or sys.stdout, width=160)
-
-
-def _progress(file: IO[str]) -> "Progress":
-    from pipelines.progress import Progress
-
-    return Progress(_console(file))
-
-
-def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), *, numbers: bool = False) -> Table:
-    """A plain table; with `numbers`, all but the first column are right aligned."""
-    table = Table(box=None, pad_edge=False, show_header=bool(header))
-    for position in range(len(rows[0]) if rows else 0):
-        name = header[position] if header else ""
-        table.add_column(Text(name), justify="right" if numbers and position else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _say(sentence: str) -> None:
-    _console().print(Text(sentence), soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -345,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _interrupted() -> int:
     _tell("interrupted; run the same command again to go on.")
-    return 128 + (_ended_by or [signal.SIGINT])[0]
+    return 128 + (running.ended_by or [signal.SIGINT])[0]
 
 
 def _failed(error: Exception) -> int:
@@ -354,7 +253,7 @@ def _failed(error: Exception) -> int:
     if told is not None:
         _tell(str(told))
         return 2
-    log = _LOG.write_traceback(error)
+    log = running.LOG.write_traceback(error)
     reason = next(iter(str(inner[-1]).splitlines()), "")
     _tell(f"failed unexpectedly ({type(inner[-1]).__name__}: {reason}); the traceback and Ray's messages are in {log}")
     return 1

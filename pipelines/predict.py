@@ -93,7 +93,7 @@ def predict_file(
         model_folder: the classifier, as `finetune` writes it.
         temperature: by label column, from `evaluate`'s calibration.json.
         data: the recipe's: the columns with the text and the second text, and how files are read.
-        rules: of `undecodable`, `quotes` and `skip_rows`, those that count for the source whatever the recipe says.
+        rules: of `format`, `undecodable`, `quotes` and `skip_rows`, those that count above the recipe.
         progress: where the user is told how far it is.
         every_class: whether each class's probability is written, not only the likeliest one's.
         precision: of the computation; bf16 only where the hardware has it.

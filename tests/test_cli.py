@@ -18,7 +18,9 @@ import pytest
 import yaml
 
 import shoal
+from cluster.logs import CommandLog
 from cluster.store import RECORD, Store
+from recipes import running
 from tests.making import WORDS, make_encoder
 
 
@@ -54,7 +56,7 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("COLUMNS", "160")
 
     def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(shoal, "_LOG", shoal.CommandLog())
+        monkeypatch.setattr(running, "LOG", CommandLog())
         capfd.readouterr()
         status = shoal.main([str(each) for each in arguments])
         return Outcome(status, *capfd.readouterr())

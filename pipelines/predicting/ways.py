@@ -1,8 +1,8 @@
 """How each of the files to predict is read.
 
-A file's name tells its format, but `data.format` does where the recipe's own files end alike or the name tells none.
-Quotes, skipped lines and what becomes of bytes that are no UTF-8 are as the command says, else as the recipe says for
-files of the recipe's own format, else as is usual.
+A file's name tells its format, but `data.format` does where the recipe's own files end alike or the name tells none;
+above both stands what the command says. Quotes, skipped lines and what becomes of bytes that are no UTF-8 are as the
+command says, else as the recipe says for files of the recipe's own format, else as is usual.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,12 @@ _RULES = {"skip_rows", "quotes", "undecodable"}
 
 
 def ways_to_read(source: str, recipe: DataSettings, rules: Mapping[str, Any]) -> list[DataSettings]:
-    """How each file that `source` names (or the hub dataset) is read; `rules` count for all, above the recipe's.
+    """How each file that `source` names (or the hub dataset) is read.
+
+    Args:
+        source: files, a folder, a pattern, a URL or a hub id.
+        recipe: how the recipe's own data is read.
+        rules: settings of `DataSettings` that count for all files, above the recipe's.
 
     Raises:
         InputError: a file is missing.
@@ -33,7 +38,8 @@ def ways_to_read(source: str, recipe: DataSettings, rules: Mapping[str, Any]) ->
         return [_way(source, "parquet", recipe, rules)]
     endings = _endings_of(recipe)
     paths = expand(source)
-    kinds = ["datasets" if path.is_dir() else _format_for(path, recipe, endings) for path in paths]
+    told = rules.get("format")
+    kinds = [told or ("datasets" if path.is_dir() else _format_for(path, recipe, endings)) for path in paths]
     return [_way(str(path), kind, recipe, rules) for path, kind in zip(paths, kinds, strict=True)]
 
 
@@ -66,7 +72,7 @@ def _way(source: str, kind: str, recipe: DataSettings, rules: Mapping[str, Any])
     own = _formats_of(recipe)
     given = recipe.model_dump(include=_RULES) if kind in own or None in own else {}
     text = "text" if kind == "text" else recipe.text  # Lines have no columns: each is the text.
-    return DataSettings(source=source, format=kind, text=text, text_pair=recipe.text_pair, **{**given, **rules})
+    return DataSettings(source=source, text=text, text_pair=recipe.text_pair, **{**given, **rules, "format": kind})
 
 
 def _format_for(path: UPath, recipe: DataSettings, endings: set[str]) -> str:

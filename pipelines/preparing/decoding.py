@@ -13,7 +13,7 @@ from upath import UPath
 
 from models.settings import InputError
 from pipelines.locate import telling_read_errors
-from pipelines.preparing.cells import as_text, is_unicode, plain, shown
+from pipelines.preparing.cells import as_text, is_unicode, mended, plain, shown
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.formats import Source, csv_reader, delimiter_of
 from pipelines.preparing.pickles import load_plain_columns
@@ -142,6 +142,8 @@ def _from_records(
         for item in good:
             if is_unicode(item[2]):
                 whole.append(item)
+            elif settings.undecodable == "replace":
+                whole.append((item[0], item[1], mended(item[2])))
             else:
                 bad.append((item[1], _NOT_UTF8, shown(item[2][0])))
         return _from_records(unit, whole, bad, rows, lines, settings)

@@ -120,7 +120,9 @@ def _look(path: UPath, settings: DataSettings, split: str | None) -> list[Source
             rows = len(next(iter(columns.values()), []))
             return [Source(str(path), kind, size, split, tuple(columns), rows)]
     known = ", ".join(dict.fromkeys(EXTENSIONS.values()))
-    raise InputError(f"{path}: its name does not tell the format; set data.format to one of {known}.")
+    raise InputError(
+        f"{path}: its name does not tell the format; set data.format (for predict, --format) to one of {known}."
+    )
 
 
 def csv_reader(lines: Iterable[str], format_: str, quotes: bool) -> Any:

@@ -33,6 +33,7 @@ def _agree(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     precision.supported = lambda device: rank == 0
     (Path(folder) / f"{rank}.txt").write_text(agreed("bf16", CPU))
+    dist.destroy_process_group()  # Else a thread of Gloo may outlive the interpreter, which aborts the process.
 
 
 def test_one_worker_without_bf16_takes_all_to_float32(tmp_path: Path) -> None:

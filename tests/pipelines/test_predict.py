@@ -309,6 +309,10 @@ def test_what_the_command_says_of_reading_counts_for_every_format(model: Path, t
     assert answer(tmp_path / "half.jsonl", out, model).unreadable == 1
     assert answer(tmp_path / "half.jsonl", out, model, rules={"undecodable": "replace"}).unreadable == 0
     assert pq.read_table(out)["predicted:topic"].null_count == 0
+    (tmp_path / "half.data").write_bytes((tmp_path / "half.jsonl").read_bytes())
+    with pytest.raises(InputError, match="for predict, --format"):
+        answer(tmp_path / "half.data", out, model)
+    assert answer(tmp_path / "half.data", out, model, rules={"format": "jsonl"}).rows == 2
     (tmp_path / "a.tsv").write_text('id\ttext\n----\t----\n1\t"cat\n')
     with pytest.raises(InputError, match="if quotes are plain characters there, add --no-quotes"):
         answer(tmp_path / "a.tsv", out, model)

@@ -427,7 +427,7 @@ MISTAKES = {
     "a missing file": ({"source": "{folder}/none.csv"}, "none.csv does not exist"),
     "a glob without match": ({"source": "{folder}/*.tsv"}, "matches no file"),
     "an unknown column": ({"source": "{folder}/data.csv", "text": "txt"}, "has no column 'txt'; did you mean 'text'"),
-    "an unknown format": ({"source": "{folder}/data.xyz"}, "set data.format to one of"),
+    "an unknown format": ({"source": "{folder}/data.xyz"}, "set data.format .* to one of"),
     "an empty file": ({"source": "{folder}/empty.csv"}, "empty.csv is empty"),
     "a mapping without train": ({"source": {"test": "{folder}/data.csv"}}, "needs an entry for train"),
     "a mapping with an unknown split": ({"source": {"trian": "{folder}/data.csv"}}, "'trian' is no split"),
@@ -483,6 +483,8 @@ def test_unreadable_rows_are_rejected_with_their_line(tmp_path: Path) -> None:
         (4, "not a JSON object"),
         (5, "not UTF-8"),
     ]
+    rows, _ = read(settings(str(lines), undecodable="replace"))
+    assert [row["text"] for row in rows] == ["ok", "\ufffd", None]
 
 
 def test_lines_after_the_header_can_be_skipped_and_quotes_be_plain(tmp_path: Path) -> None:
