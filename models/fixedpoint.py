@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from models.hostsum import WorkerSum
@@ -38,6 +38,10 @@ class GradientSum(Protocol):
 
     def reduce(self) -> None:
         """Adds up over the workers and sets each parameter's `.grad`; every worker must call it."""
+        ...
+
+    def clip(self, most: float) -> None:
+        """Scales the reduced gradients down where their norm, of all together, is larger than `most`."""
         ...
 
     def release(self) -> None:
@@ -64,6 +68,10 @@ class FloatSum:
             dist.all_reduce(flat)
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
+
+    def clip(self, most: float) -> None:
+        """Scales the reduced gradients down where their norm, of all together, is larger than `most`."""
+        nn.utils.clip_grad_norm_(self._parameters, most)
 
     def release(self) -> None:
         """Takes the gradients away again after the optimizer's step."""
@@ -96,6 +104,7 @@ class FixedPointSum:
         self._integer_block = torch.empty(_BLOCK, dtype=torch.int32)
         self._long_block = torch.empty(_BLOCK, dtype=torch.int64)
         self._workers = WorkerSum()
+        self._reduced: list[tuple[Tensor, Tensor | None]] = []
         for position, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(self._taker(position))
 
@@ -131,17 +140,29 @@ class FixedPointSum:
         ]
         for part, target, place in self._summed(parts, targets, bounds, workers):
             torch.mul(part, 1.0 / _SCALE, out=target[place])
-        for position, (parameter, gradient, target, chosen) in enumerate(
-            zip(self._parameters, self._gradients, targets, rows, strict=True)
-        ):
+        self._reduced = list(zip(targets, rows, strict=True))
+        self._set_gradients()
+        for position, chosen in enumerate(rows):
             kept = self._sums[position]
             if chosen is None:
                 self._sums[position] = (
                     kept.zero_() if kept.dtype == self._first_type(position) else self._zeros(position)
                 )
             else:
-                gradient[chosen] = target.view(len(chosen), *gradient.shape[1:])
                 kept[chosen] = 0
+
+    def clip(self, most: float) -> None:
+        """Scales the reduced gradients down where their norm, of all together, is larger than `most`."""
+        values = [target for target, _ in self._reduced]
+        norm = float(nn.utils.get_total_norm(values))
+        if norm > most:
+            torch._foreach_mul_(values, most / (norm + 1e-6))
+            self._set_gradients()
+
+    def _set_gradients(self) -> None:
+        for parameter, gradient, (target, chosen) in zip(self._parameters, self._gradients, self._reduced, strict=True):
+            if chosen is not None:
+                gradient[chosen] = target.view(len(chosen), *gradient.shape[1:])
             parameter.grad = gradient
 
     def release(self) -> None:

@@ -125,7 +125,7 @@ class LaneTrainer:
             self.sums.reduce()
         except ArithmeticError as error:
             raise InputError(f"at epoch {epoch}, step {step}: {error}.") from error
-        nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.sums.clip(self.clip)
         self.optimizer.step()
         self.schedule.step()
         self.sums.release()

@@ -21,6 +21,7 @@ from upath import UPath
 
 from cluster.connect import room_for
 from cluster.logs import causes
+from cluster.memory import training_environment
 from cluster.store import ClusterError, is_local
 from models.settings import InputError
 from pipelines.progress import Progress
@@ -112,6 +113,7 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=[MistakesEndTheRun()],
+            worker_runtime_env={} if gpus else {"env_vars": training_environment()},
             **_storage(job.work),
         ),
     )

@@ -97,6 +97,24 @@ def test_release_leaves_nothing_of_the_step_before() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, gradients(model), strict=True))
 
 
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_gradients_are_clipped_together(share: float) -> None:
+    """By torch's own norm, whether it is above the limit or below."""
+    model, plain = make_model(), make_model()
+    sums = sums_of(model)
+    run_lane(model, 3)
+    sums.reduce()
+    for parameter, gradient in zip(plain.parameters(), gradients(model), strict=True):
+        parameter.grad = gradient
+    before = gradients(plain)
+    most = share * float(nn.utils.get_total_norm(before))
+    sums.clip(most)
+    nn.utils.clip_grad_norm_(plain.parameters(), most)
+    for found, wanted, given_ in zip(gradients(model), gradients(plain), before, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-9)
+        assert torch.equal(found, given_) == (share > 1)
+
+
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e12])
 def test_what_does_not_fit_is_told_and_forgotten(scale: float) -> None:
     model = make_model()
