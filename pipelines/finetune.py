@@ -24,7 +24,7 @@ from pipelines.training.worker import WorkerJob
 from pipelines.training.workers import train
 
 NAME = "finetune"
-FORMAT = 5
+FORMAT = 6
 
 
 class ScratchEncoder(Settings):
