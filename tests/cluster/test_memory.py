@@ -1,4 +1,4 @@
-"""Training workers have the allocator that Ray brings along, and say nothing of it where it cannot be had."""
+"""Training workers have the allocator that Ray brings along, and run without it where it cannot be had."""
 
 from pathlib import Path
 

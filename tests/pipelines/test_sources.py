@@ -427,7 +427,7 @@ MISTAKES = {
     "a missing file": ({"source": "{folder}/none.csv"}, "none.csv does not exist"),
     "a glob without match": ({"source": "{folder}/*.tsv"}, "matches no file"),
     "an unknown column": ({"source": "{folder}/data.csv", "text": "txt"}, "has no column 'txt'; did you mean 'text'"),
-    "an unknown format": ({"source": "{folder}/data.xyz"}, "set data.format .* to one of"),
+    "an unknown format": ({"source": "{folder}/data.xyz"}, r"set data\.format \(for predict, --format\) to one of csv"),
     "an empty file": ({"source": "{folder}/empty.csv"}, "empty.csv is empty"),
     "a mapping without train": ({"source": {"test": "{folder}/data.csv"}}, "needs an entry for train"),
     "a mapping with an unknown split": ({"source": {"trian": "{folder}/data.csv"}}, "'trian' is no split"),
