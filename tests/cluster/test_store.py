@@ -71,18 +71,21 @@ import sys, time
 from cluster.store import Record, Store
 store = Store.open(sys.argv[1])
 for number in range(10_000):
-    folder = store.folder("prepare", f"{number:05d}")
+    name = f"{sys.argv[2]}-{number:05d}"
+    folder = store.folder("prepare", name)
     folder.mkdir(parents=True, exist_ok=True)
     for part in range(3):
         (folder / f"part-{part}").write_text("x" * 50_000)
         print(number, part, flush=True)
-    store.commit(Record("prepare", f"{number:05d}", {}, {}, {}, {"parts": 3}))
+    store.commit(Record("prepare", name, {}, {}, {}, {"parts": 3}))
 """
 
 
 def test_a_killed_writer_leaves_no_half_artifact(store: Store) -> None:
     for lines in (1, 4, 5):
-        process = subprocess.Popen([sys.executable, "-c", _COMMITS, str(store.root)], stdout=subprocess.PIPE)
+        # Each writer has names of its own, for no stage writes into a finished artifact.
+        command = [sys.executable, "-c", _COMMITS, str(store.root), str(lines)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert process.stdout is not None
         for _ in range(lines):
             process.stdout.readline()
