@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from upath import UPath
 
+from cluster.claim import claimed
 from cluster.store import WORK, Artifact, Record, Store, remove_tree
 from models.settings import Settings
 from pipelines.progress import Progress
@@ -84,17 +85,33 @@ class PlannedStage:
 
 
 def complete(planned: PlannedStage, store: Store, progress: Progress, recipe: str) -> Artifact:
-    """The artifact of a planned stage: found in the store, or made now with whatever it builds on."""
-    out = store.folder(planned.name, planned.fingerprint)
-    if artifact := store.find(planned.name, planned.fingerprint):
-        remove_tree(out / WORK)  # Left where the stage was killed right after its end.
+    """The artifact of a planned stage: found in the store, or made now with whatever it builds on.
+
+    Where another process is making it, waits for that one.
+    """
+    if artifact := _finished(planned, store):
         return artifact
     inputs = {before.name: complete(before, store, progress, recipe) for before in planned.inputs}
+    out = store.folder(planned.name, planned.fingerprint)
     task = Task(settings=planned.settings, inputs=inputs, out=out, progress=progress, recipe=recipe)
+    with claimed(out, lambda told: progress.console.print(f"{planned.name}: {told}")):
+        artifact = store.find(planned.name, planned.fingerprint) or _made(planned, task, store)
+        remove_tree(task.work)
+    return artifact
+
+
+def _finished(planned: PlannedStage, store: Store) -> Artifact | None:
+    artifact = store.find(planned.name, planned.fingerprint)
+    if artifact:
+        remove_tree(artifact.path / WORK)  # Left where the stage was killed right after its end.
+    return artifact
+
+
+def _made(planned: PlannedStage, task: Task, store: Store) -> Artifact:
     started = time.monotonic()
-    with progress.stage(planned.name):
+    with task.progress.stage(planned.name):
         metrics = planned.stage.run(task)
-    artifact = store.commit(
+    return store.commit(
         Record(
             stage=planned.name,
             fingerprint=planned.fingerprint,
@@ -102,12 +119,10 @@ def complete(planned: PlannedStage, store: Store, progress: Progress, recipe: st
             inputs=planned.lineage,
             versions=versions(),
             metrics=metrics,
-            recipe=recipe,
+            recipe=task.recipe,
             seconds=round(time.monotonic() - started, 1),
         )
     )
-    remove_tree(task.work)
-    return artifact
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,141 @@
+"""A claim on a folder of the store: one process at a time works there, whichever host it is on.
+
+Two runs of one stage would write the same files and, in training, the same checkpoints. The claim is a file that is
+made only where there is none (object stores know that too) and written anew every few seconds while its owner lives.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from upath import UPath
+
+from cluster.store import is_local, telling_storage_errors
+
+_BEAT_SECONDS = 5.0
+SILENT_SECONDS = 60.0
+_SETTLE_SECONDS = 0.5
+
+
+@dataclass
+class _Owner:
+    """Who holds a claim; `beats` grows while it lives."""
+
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    beats: int = 0
+
+    def gone(self) -> bool:
+        """Whether it is known to have ended: only a process of this host can be looked for."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+
+@contextlib.contextmanager
+def claimed(folder: UPath, tell: Callable[[str], None], *, silent_seconds: float = SILENT_SECONDS) -> Iterator[None]:
+    """Holds `folder` while the block runs; first waits, and tells so once, while another process holds it.
+
+    The claim stands beside the folder, which its holder may remove.
+
+    A claim is taken over when its process is gone from this host, or when for `silent_seconds`, by this process's own
+    clock, it was not written anew: hosts need not agree about the time.
+
+    Raises:
+        ClusterError: nothing can be written there.
+    """
+    path, own = folder.with_name(f"{folder.name}.claim"), _Owner()
+    with telling_storage_errors(str(folder)):
+        if is_local(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        _wait_for(path, own, tell, silent_seconds)
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(path, own, ended), daemon=True, name="claim")
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beating.join()
+        with contextlib.suppress(OSError):
+            path.fs.rm_file(path.path)
+
+
+def _wait_for(path: UPath, own: _Owner, tell: Callable[[str], None], silent_seconds: float) -> None:
+    seen: _Owner | None = None
+    since, told, taken_over = time.monotonic(), False, False
+    while True:
+        if _made(path, own):
+            if not taken_over:
+                return
+            time.sleep(_SETTLE_SECONDS)  # Another may have taken over at the same time; the last one stays.
+        owner = _read(path)
+        if owner == own:
+            return
+        if owner != seen:
+            seen, since = owner, time.monotonic()
+        if (owner and owner.gone()) or time.monotonic() - since > silent_seconds:
+            taken_over = True
+            if _read(path) == owner:
+                with contextlib.suppress(FileNotFoundError):
+                    path.fs.rm_file(path.path)
+            continue
+        if owner and not told:
+            told = True
+            work = path.with_suffix("")
+            tell(f"process {owner.pid} on {owner.host} is at work on {work}; this one waits until it has ended")
+        time.sleep(min(1.0, silent_seconds / 10))
+
+
+def _made(path: UPath, own: _Owner) -> bool:
+    """Makes the claim where there is none; whether it did."""
+    content = json.dumps(asdict(own)).encode()
+    if is_local(path):  # fsspec would look first and then write, and two could do that at once.
+        try:
+            with Path(path.path).open("xb") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)  # It was made, but there was no room for what it says.
+            raise
+        return True
+    try:
+        path.fs.pipe_file(path.path, content, mode="create")
+    except OSError:  # Object stores differ in what they raise where the object is there.
+        path.fs.invalidate_cache()
+        if path.exists():
+            return False
+        path.fs.pipe_file(path.path, content)  # For a store without conditional writes, and to tell what is wrong.
+    return True
+
+
+def _read(path: UPath) -> _Owner | None:
+    """The owner, or None where the claim is gone or was not written whole."""
+    try:
+        return _Owner(**json.loads(path.fs.cat_file(path.path)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _beat(path: UPath, own: _Owner, ended: threading.Event) -> None:
+    while not ended.wait(_BEAT_SECONDS):
+        own.beats += 1
+        # A store that cannot be reached for a while is told by whoever has work to write there.
+        with contextlib.suppress(OSError):
+            path.fs.pipe_file(path.path, json.dumps(asdict(own)).encode())
