@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -64,17 +65,26 @@ def test_answers_are_calibrated_and_those_of_the_engine(url: str, folder: Path) 
 
 
 def test_everything_listens_on_loopback_only(url: str) -> None:
+    port = int(url.rsplit(":", 1)[1])
+    until = time.monotonic() + 30
+    # HAProxy is another process after each reload, and the one found may have ended before it is asked.
+    while not {port, 8404, 9101} <= {address.port for address in serve_listens()}:
+        assert time.monotonic() < until, serve_listens()
+        time.sleep(0.5)
+    listening = serve_listens()
+    # Above 32768 are the ports by which Ray's processes talk to each other.
+    assert {address.ip for address in listening if address.port < 32768 or address.port == port} == {"127.0.0.1"}
+
+
+def serve_listens() -> list[Any]:
+    """Addresses on which HAProxy and Serve's processes listen now."""
     (raylet,) = (p for p in psutil.Process().children() if "raylet" in p.name())
     listening = []
     for process in raylet.children(recursive=True):
-        # HAProxy's process from before its last reload may end meanwhile.
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.name() == "haproxy" or "Serve" in process.name():
                 listening += [c.laddr for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    port = int(url.rsplit(":", 1)[1])
-    assert {port, 8404, 9101} <= {address.port for address in listening}
-    # Above 32768 are the ports by which Ray's processes talk to each other.
-    assert {address.ip for address in listening if address.port < 32768 or address.port == port} == {"127.0.0.1"}
+    return listening
 
 
 def test_mistakes_are_problems_behind_the_proxy_too(url: str) -> None:
