@@ -129,6 +129,22 @@ def show(
         print_artifact(found, its_store, console_on())
 
 
+@app.command(epilog="Examples: shoal audit 1f0c    shoal audit s3://bucket/shoal/finetune/...")
+def audit(
+    run: Annotated[str, typer.Argument(help="A fine-tuning run: a path, or the beginning of its fingerprint.")],
+    store: StoreOption = "shoal-store",
+) -> None:
+    """Prove from a run's ledger that each epoch consumed each row exactly once, or say what is not so."""
+    from pipelines.audit import audit as audit_run
+    from recipes.listing import find_artifact, print_audit
+
+    its_store, found = find_artifact(run, store)
+    result = audit_run(found, its_store)
+    print_audit(found, result, console_on())
+    if result.sentence != "exact":
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: shoal predict recipes/airline.yaml tweets.csv --out answers.parquet")
 def predict(
     recipe: RecipeArgument,

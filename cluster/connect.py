@@ -23,9 +23,18 @@ ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     # A replica that is taken down waits this long for HAProxy to hear of it; the default is 30 s.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-    # A report() and the end of a run are noticed at the next health check; more often than this costs the
-    # workers' processors more than it gains.
+    # The end of a run, a lost worker and one that has left are noticed at the next health check (2 s); more often than
+    # this costs the workers' processors more than it gains.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    # Workers that were placed on a node that died meanwhile never start, and are asked for anew after this (60 s).
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+    # Training workers look out for nodes that are going away themselves (pipelines/training/workers.py): Ray Train's
+    # watcher would keep the group waiting until the node is gone.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # When a host that does not answer is given up (30 s and more): 5 times 2 s, a second apart.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "5",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",

@@ -1,52 +1,29 @@
-"""Everything a training run needs to go on, in a folder without pickles: safetensors and JSON."""
-
-import json
-from pathlib import Path
-from typing import Any
+"""The tensors that a training run needs to go on, by name, whatever their layout on the workers."""
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel
 
-TENSORS = "state.safetensors"
-REST = "state.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save_state(
-    folder: Path, model: PreTrainedModel, optimizer: AdamW, schedule: LRScheduler, progress: dict[str, Any]
-) -> None:
-    """Writes the weights that are trained, the optimizer's and the schedule's state, and `progress` (plain JSON)."""
-    tensors: dict[str, Tensor] = {f"model.{name}": p.detach() for name, p in trained(model).items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / TENSORS)
-    (folder / REST).write_text(json.dumps({"progress": progress, "schedule": schedule.state_dict()}), encoding="utf-8")
+def training_state(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
+    """The trained weights and the optimizer's state: `model.<parameter>`, `optimizer.<parameter>.<key>`.
+
+    The tensors are those in use: what is loaded into them is restored. Names do not depend on the number of workers,
+    nor on whether the weights are replicated or sharded (DTensor), so that a checkpoint of one layout serves another.
+    """
+    state: dict[str, Tensor] = {}
+    for name, parameter in trained(model).items():
+        state[f"model.{name}"] = parameter.detach()
+        kept = optimizer.state[parameter]
+        if not kept:  # As AdamW makes it at its first step.
+            kept["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            kept |= {moment: torch.zeros_like(parameter.detach()) for moment in _MOMENTS}
+        state |= {f"optimizer.{name}.{key}": kept[key] for key in ("step", *_MOMENTS)}
+    return state
 
 
-def load_state(folder: Path, model: PreTrainedModel, optimizer: AdamW, schedule: LRScheduler) -> dict[str, Any]:
-    """Restores what `save_state` wrote and returns its `progress`."""
-    tensors = load_file(folder / TENSORS)
-    with torch.no_grad():
-        for name, parameter in trained(model).items():
-            parameter.copy_(tensors[f"model.{name}"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    rest = json.loads((folder / REST).read_text(encoding="utf-8"))
-    schedule.load_state_dict(rest["schedule"])
-    # The groups' rates are the schedule's to set; it does so at its next step only.
-    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-        group["lr"] = rate
-    progress: dict[str, Any] = rest["progress"]
-    return progress
-
-
-def trained(model: PreTrainedModel) -> dict[str, Tensor]:
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

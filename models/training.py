@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, get_scheduler
 from models import dropout
 from models.feed import Feed
 from models.fixedpoint import FixedPointSum, FloatSum, GradientSum
+from models.ledger import digest
 from models.precision import Precision, autocast
 from models.settings import InputError
 
@@ -45,8 +46,10 @@ class StepResult:
     """Tokens that this worker ran, padding left out."""
     padded: int
     """Tokens that this worker ran, padding included."""
-    flag: bool
-    """Whether the first worker raised its flag (see `LaneTrainer.step`)."""
+    digests: list[int]
+    """Of each lane's rows, by all workers: the step's line in the ledger."""
+    flag: int
+    """What the first worker flagged (see `LaneTrainer.step`)."""
 
 
 class LaneTrainer:
@@ -78,8 +81,8 @@ class LaneTrainer:
             dropout.use_stream(model)
         self.sums: GradientSum = FixedPointSum(self.parameters, sparse) if exact else FloatSum(self.parameters)
 
-    def step(self, epoch: int, step: int, flag: bool = False) -> StepResult | None:
-        """One optimizer step. `flag`, where the first worker sets it, reaches all workers in their results.
+    def step(self, epoch: int, step: int, flag: int = 0) -> StepResult | None:
+        """One optimizer step. The first worker's `flag`, a small number, reaches all workers in their results.
 
         None, and no weight changes, where all lanes are dry: on every worker alike.
 
@@ -93,13 +96,15 @@ class LaneTrainer:
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
                 self.schedule.step()
             return None
-        # Rows 0..L-1: each lane's loss; row L: the flag. Adding zeros is exact, so the sum is a gather.
-        told = torch.zeros(self.feed.lanes + 1, dtype=torch.float64, device=self.device)
-        told[-1] = float(flag and self.rank == 0)
+        # Each lane's loss, each lane's digest, and the flag. Adding zeros is exact, so the sum is a gather.
+        lanes = self.feed.lanes
+        told = torch.zeros(2 * lanes + 1, dtype=torch.float64, device=self.device)
+        if self.rank == 0:
+            told[-1] = flag
         tokens = padded = 0
         # One autocast region for all lanes, so that the weights are cast once a step.
         with autocast(self.device, self.precision):
-            for lane in range(self.rank, self.feed.lanes, self.workers):
+            for lane in range(self.rank, lanes, self.workers):
                 batch = self.batch(epoch, step, lane)
                 if batch is None:
                     continue
@@ -113,9 +118,10 @@ class LaneTrainer:
                 loss = self.loss(self.model(**inputs).logits, labels) / texts
                 loss.backward()
                 told[lane] = loss.detach()
+                told[lanes + lane] = digest(batch.rows)
         if self.workers > 1:
             dist.all_reduce(told)
-        *losses, raised = told.tolist()
+        losses, digests, raised = told[:lanes].tolist(), told[lanes:-1].long().tolist(), int(told[-1])
         if bad := [lane for lane, value in enumerate(losses) if not math.isfinite(value)]:
             raise InputError(
                 f"the loss is not finite at epoch {epoch}, step {step}, lane {bad[0]}: "
@@ -129,7 +135,7 @@ class LaneTrainer:
         self.optimizer.step()
         self.schedule.step()
         self.sums.release()
-        return StepResult(math.fsum(losses), texts, tokens, padded, raised > 0)
+        return StepResult(math.fsum(losses), texts, tokens, padded, digests, raised)
 
 
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamW:

@@ -75,13 +75,17 @@ def counted_histogram(edges: Sequence[float], counts: Sequence[float], label: st
         return _finish_histogram(axes, label, {})
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
-    """Lines through the (x, y) points of each series."""
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, marks: Sequence[float] = ()
+) -> str:
+    """Lines through the (x, y) points of each series; a dashed one upright at each of the `marks`."""
     with mpl.rc_context(_STYLE):
         axes = _axes(height=3.0)
         for name, points in series.items():
             x, y = zip(*points, strict=True) if points else ((), ())
             axes.plot(x, y, label=name, linewidth=1.5, marker="o" if len(x) <= 12 else None, markersize=4)
+        for mark in marks:
+            axes.axvline(mark, color=_COLOURS[4], linewidth=1, linestyle="--")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid()

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from models.classifier import ClassifierSpec
 from models.labels import LabelColumn
 from models.objectives import balanced_weights
 from models.precision import Precision
 from models.settings import InputError, Settings, execution
+from pipelines.ledgers import write_ledger
 from pipelines.metrics import check_metric, labelled
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_identity
@@ -24,7 +25,7 @@ from pipelines.training.worker import WorkerJob
 from pipelines.training.workers import train
 
 NAME = "finetune"
-FORMAT = 6
+FORMAT = 7
 
 
 class ScratchEncoder(Settings):
@@ -42,6 +43,42 @@ class ScratchEncoder(Settings):
         if (width := info.data.get("hidden_size")) and width % heads:
             raise ValueError(f"must divide hidden_size, which is {width}, and {heads} does not")
         return heads
+
+
+class Workers(Settings):
+    """How many workers train: as many as there is room for, within bounds; a number alone is the most."""
+
+    min: int = Field(1, ge=1, description="With room for fewer, training waits.")
+    max: int = Field(1, ge=1, description="With room for more, it takes no more; at most as many as lanes.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, given: Any) -> Any:
+        return {"max": given} if isinstance(given, int) else given
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Workers":
+        if self.min > self.max:
+            raise ValueError(f"min, which is {self.min}, must not be above max, which is {self.max}")
+        return self
+
+
+class CheckpointSeconds(Settings):
+    """Bounds of the time between checkpoints; a number alone is the time."""
+
+    min: float = Field(10.0, gt=0, description="They come no oftener.")
+    max: float = Field(600.0, gt=0, description="They come no rarer.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, given: Any) -> Any:
+        return {"min": given, "max": given} if isinstance(given, int | float) else given
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "CheckpointSeconds":
+        if self.min > self.max:
+            raise ValueError(f"min, which is {self.min:g}, must not be above max, which is {self.max:g}")
+        return self
 
 
 class FinetuneSettings(Settings):
@@ -76,9 +113,17 @@ class FinetuneSettings(Settings):
     )
     seed: int = Field(0, description="Seed of the head's weights, dropout and the order of the rows.")
     threads: int = Field(1, ge=1, description="CPU threads of each worker.")
-    workers: int = execution(1, ge=1, description="Training workers, at most as many as lanes.")
-    checkpoint_seconds: float = execution(60.0, gt=0, description="Time between checkpoints.")
-    max_failures: int = execution(8, ge=0, description="Lost workers after which the run gives up.")
+    workers: Workers = execution(Workers(), description="Training workers: a number, or the least and the most.")
+    resize_seconds: float = execution(
+        30.0, gt=0, description="How long workers train at least before others that there is room for join them."
+    )
+    checkpoint_seconds: CheckpointSeconds = execution(
+        CheckpointSeconds(),
+        description="Time between checkpoints: a number, or bounds for what their cost and the failures suggest.",
+    )
+    max_failures: int = execution(
+        8, ge=0, description="Failures in a row, without a step gained in between, after which the run gives up."
+    )
     trackers: tuple[TrackerName, ...] = execution(("tensorboard",), description="Where curves are written.")
 
 
@@ -123,6 +168,9 @@ def run(task: Task) -> dict[str, Any]:
     state = outcome.state
     history = {"losses": state.losses, "validations": state.validations}
     (task.out / "history.json").write_text(json.dumps(history), encoding="utf-8")
+    (task.out / "groups.json").write_text(json.dumps(outcome.groups, indent=1), encoding="utf-8")
+    assert state.ledger is not None
+    write_ledger(task.out, state.ledger.entries, feed.steps)
     best = state.validations[state.best_epoch]
     metrics = {
         "train_texts": split.rows,
@@ -135,9 +183,10 @@ def run(task: Task) -> dict[str, Any]:
         "padding_share": round(state.padding_share, 4),
         "precision": state.precision,
         "workers": outcome.workers,
+        "interruptions": len(outcome.groups) - 1,
         **{f"validation.{name}": value for name, value in best.items()},
     }
-    write_report(task.out, task.recipe, settings.metric, history, metrics)
+    write_report(task.out, task.recipe, settings.metric, history, metrics, outcome.groups)
     task.progress.table(
         "",
         [

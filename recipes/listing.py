@@ -1,7 +1,8 @@
 """Showing what is in a store: a line for each artifact, or all there is to know about one."""
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console, Group
@@ -12,6 +13,11 @@ from upath import UPath
 
 from cluster.store import Artifact, Store, read_artifact
 from models.settings import InputError
+from pipelines.training.interruptions import interruptions
+from recipes.printing import plain_table
+
+if TYPE_CHECKING:
+    from pipelines.audit import Audit
 
 _COUNTS = ("rows_in", "rows_out", "rejected")
 _HEADLINES = (*_COUNTS, "texts_per_second", "accuracy", "macro_f1")
@@ -131,6 +137,22 @@ def print_artifact(artifact: Artifact, store: Store, console: Console) -> None:
         console.print(Text("".join(f"  {line}\n" for line in text.splitlines()).rstrip()), soft_wrap=True)
     console.print("[bold]made from[/bold]")
     console.print(_ancestry(artifact, store))
+
+
+def print_audit(artifact: Artifact, result: "Audit", console: Console) -> None:
+    """Prints what an audit found of each epoch, what disturbed the run, and its verdict in the last line."""
+    header = ("epoch", "steps", "rows consumed once", "not consumed", "more than once", "lanes astray")
+    counts = [(e.number, e.steps, e.consumed - e.repeated, e.missing, e.repeated, len(e.astray)) for e in result.epochs]
+    console.print(plain_table([[f"{value:,}" for value in each] for each in counts], header, numbers=True))
+    disturbed = interruptions(json.loads((artifact.path / "groups.json").read_text(encoding="utf-8")))
+    if disturbed:
+        rows = [
+            (each.time, f"{each.step:,}", f"{each.recomputed:,}", f"{each.seconds:,.1f}", workers, each.cause)
+            for each in disturbed
+            if (workers := f"{each.before} -> {each.after}")
+        ]
+        console.print(plain_table(rows, ("interrupted", "at step", "recomputed", "seconds lost", "workers", "cause")))
+    console.print(result.sentence, highlight=False)
 
 
 def _ancestry(artifact: Artifact, store: Store) -> Group:

@@ -39,9 +39,9 @@ class Recipe(Settings):
             raise ValueError(
                 "prepare.validation_share: must be above 0, as the best epoch is chosen on rows not trained on"
             )
-        if self.finetune.workers > self.finetune.lanes:
+        if self.finetune.workers.max > self.finetune.lanes:
             raise ValueError(
-                f"finetune.workers: {self.finetune.workers} workers need as many lanes, but finetune.lanes is "
+                f"finetune.workers: {self.finetune.workers.max} workers need as many lanes, but finetune.lanes is "
                 f"{self.finetune.lanes}"
             )
         if missing := set(self.evaluate.slices) - set(self.data.columns):

@@ -120,6 +120,15 @@ def test_a_second_run_reuses_everything(finished: Finished, command: Command) ->
     assert time.monotonic() - started < 30
 
 
+def test_audit_proves_the_run_exact(finished: Finished, command: Command) -> None:
+    store = ("--store", finished.recipe.parent / "store")
+    outcome = command("audit", finished.prints["finetune"], *store)
+    assert (outcome.status, outcome.out.splitlines()[-1]) == (0, "exact"), outcome.err
+    other = command("audit", finished.prints["prepare"], *store)
+    assert other.status == 2
+    assert "is no fine-tuning run with a ledger" in other.err
+
+
 def test_check_tells_what_would_run(finished: Finished, command: Command) -> None:
     recipe = finished.recipe
     assert command("check", recipe).out.count("reused") == 3
@@ -261,7 +270,19 @@ def test_init_writes_a_recipe_once(finished: Finished, command: Command, tmp_pat
 
 
 def test_help_has_examples(command: Command) -> None:
-    for name in ("init", "check", "run", "prepare", "finetune", "evaluate", "status", "show", "predict", "serve"):
+    for name in (
+        "init",
+        "check",
+        "run",
+        "prepare",
+        "finetune",
+        "evaluate",
+        "status",
+        "show",
+        "audit",
+        "predict",
+        "serve",
+    ):
         outcome = command(name, "--help")
         assert outcome.status == 0
         assert f"shoal {name}" in outcome.out.partition("Example")[2]
@@ -306,7 +327,7 @@ def assert_same_artifacts(store: Path, other: Path) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_goes_on(longer: Path, tmp_path: Path, sent: signal.Signals) -> None:
     process = begin(longer, tmp_path / "store")
-    while not list(tmp_path.glob("store/finetune/*/work/train/checkpoint_manager_snapshot.json")):
+    while not list(tmp_path.glob("store/finetune/*/work/checkpoints/*/checkpoint.json")):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(sent)

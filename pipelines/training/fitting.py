@@ -1,22 +1,37 @@
 """Epochs of steps, with validation, early stopping and checkpoints: what every training run does around its steps.
 
-Knows nothing of Ray: a `Reporter` carries checkpoints and news to wherever the run lives.
+Knows nothing of Ray: a `Channel` carries news and orders between the run and whoever watches it.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
+from enum import IntFlag
 from typing import Any, Protocol
 
-from models.checkpoints import load_state, save_state
+import torch
+
+from models.checkpoints import training_state
 from models.encoders import set_training
+from models.ledger import Ledger
 from models.precision import Precision
 from models.training import LaneTrainer
+from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.pace import Pace
 from pipelines.training.trackers import Tracker
 
 _NEWS_SECONDS = 0.5
+
+
+class LeftError(Exception):
+    """A worker has left on an order, after a checkpoint: another group of workers goes on from there."""
+
+
+class _Flag(IntFlag):
+    """What the first worker tells all others with a step."""
+
+    CHECKPOINT = 1
+    LEAVE = 2
 
 
 @dataclass
@@ -38,6 +53,8 @@ class FitState:
     padded: int = 0
     precision: Precision | None = None
     """What is computed in: decided once, when the run begins, and kept through all restarts."""
+    ledger: Ledger | None = None
+    """Of the rows that each lane of each step consumed."""
 
     @property
     def texts_per_second(self) -> float:
@@ -50,15 +67,15 @@ class FitState:
         return 1 - self.tokens / self.padded if self.padded else 0.0
 
 
-class Reporter(Protocol):
-    """Where a run's checkpoints and news go. Every worker calls `checkpoint` and `restore` equally often."""
+class Channel(Protocol):
+    """Carries news and orders between the first worker and whoever watches the run."""
 
-    def restore(self) -> AbstractContextManager[Path | None]:
-        """The folder of the last checkpoint, or None at the beginning."""
+    def began(self, steps: int) -> Pace:
+        """Tells, from every worker, that training goes on after `steps`; gives the pace of its checkpoints."""
         ...
 
-    def checkpoint(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
-        """Has the first worker write a checkpoint and makes it the last one once it is whole."""
+    def ordered_to_leave(self) -> bool:
+        """Whether the first worker has heard that the workers should take a checkpoint and leave."""
         ...
 
     def news(self, values: dict[str, Any]) -> None:
@@ -66,43 +83,74 @@ class Reporter(Protocol):
         ...
 
 
-def restored(trainer: LaneTrainer, reporter: Reporter) -> FitState:
+def restored(trainer: LaneTrainer, checkpoints: Checkpoints) -> FitState:
     """Brings the trainer to the last checkpoint's state; the beginning where there is none."""
-    with reporter.restore() as folder:
-        if folder is None:
-            return FitState()
-        return FitState(**load_state(folder, trainer.model, trainer.optimizer, trainer.schedule))
+    found = checkpoints.restore(training_state(trainer.model, trainer.optimizer))
+    if found is None:
+        return FitState(ledger=Ledger(trainer.feed.lanes))
+    trainer.schedule.load_state_dict(found.progress["schedule"])
+    # The groups' rates are the schedule's to set; it does so at its next step only.
+    for group, rate in zip(trainer.optimizer.param_groups, trainer.schedule.get_last_lr(), strict=True):
+        group["lr"] = rate
+    entries = found.history["ledger"].numpy()
+    return FitState(
+        **found.progress["fit"], losses=found.history["losses"].tolist(), ledger=Ledger(trainer.feed.lanes, entries)
+    )
 
 
 def fit(
     trainer: LaneTrainer,
     state: FitState,
-    reporter: Reporter,
+    checkpoints: Checkpoints,
+    channel: Channel,
     *,
     epochs: int,
     validate: Callable[[], dict[str, float]],
     metric: str,
     patience: int | None,
-    checkpoint_seconds: float,
     keep_best: Callable[[], None],
     trackers: Sequence[Tracker] = (),
 ) -> FitState:
     """Trains from `state` to the end of the last epoch, or until `patience` validations brought nothing better.
 
     `validate` measures after each epoch, on all workers; `keep_best` saves the weights, each time `metric` is better
-    than ever before. Checkpoints come at most every `checkpoint_seconds`, by the first worker's clock; one that is due
-    at the end of an epoch comes after its validation, which it then remembers.
+    than ever before. Checkpoints come at the channel's pace, by the first worker's clock; one that is due at the end of
+    an epoch comes after its validation, which it then remembers.
+
+    Raises:
+        LeftError: the channel ordered it; a checkpoint was taken.
     """
     feed = trainer.feed
+    assert state.ledger is not None
+    pace = channel.began(state.epoch * feed.steps + state.step)
     last_checkpoint = last_news = time.monotonic()
     due = False
+
+    def checkpoint(*, wait: bool = False) -> float:
+        """Takes one; gives the time at which training goes on."""
+        started = time.monotonic()
+        _save(trainer, state, checkpoints)
+        if wait:
+            checkpoints.wait()
+        ended = time.monotonic()
+        state.seconds += ended - started
+        return ended
+
     while state.epoch < epochs and not state.stopped_early:
         while state.step < feed.steps:
             started = time.monotonic()
-            result = trainer.step(state.epoch, state.step, flag=started - last_checkpoint > checkpoint_seconds)
+            pace.cost = checkpoints.seconds
+            flag = _Flag(0)
+            if started - last_checkpoint > pace.interval and not checkpoints.busy:
+                flag |= _Flag.CHECKPOINT
+            if channel.ordered_to_leave():
+                flag |= _Flag.LEAVE
+            result = trainer.step(state.epoch, state.step, flag=flag)
             state.step += 1
             if result is None:
+                state.ledger.append([0] * feed.lanes)
                 continue
+            state.ledger.append(result.digests)
             state.losses.append(result.loss)
             state.texts += result.texts
             state.tokens += result.tokens
@@ -110,13 +158,18 @@ def fit(
             values = {"train/loss": result.loss, "train/learning_rate": float(trainer.schedule.get_last_lr()[0])}
             for tracker in trackers:
                 tracker.log(len(state.losses), values)
-            if time.monotonic() - last_news > _NEWS_SECONDS:
-                last_news = time.monotonic()
-                reporter.news(_news(state, feed.steps, epochs))
-            state.seconds += time.monotonic() - started
-            due = due or result.flag
+            now = time.monotonic()
+            if now - last_news > _NEWS_SECONDS:
+                last_news = now
+                channel.news(_news(state, feed.steps, epochs) | {"checkpoint_age": now - last_checkpoint})
+            state.seconds += now - started
+            if result.flag & _Flag.LEAVE:
+                checkpoint(wait=True)
+                channel.news(_news(state, feed.steps, epochs))
+                raise LeftError
+            due = due or bool(result.flag & _Flag.CHECKPOINT)
             if due and state.step < feed.steps:
-                last_checkpoint, due = _checkpoint(trainer, state, reporter), False
+                last_checkpoint, due = checkpoint(), False
         measured = validate()
         set_training(trainer.model)
         for tracker in trackers:
@@ -129,22 +182,25 @@ def fit(
             state.stopped_early = True
         state.epoch, state.step = state.epoch + 1, 0
         if due:
-            last_checkpoint, due = _checkpoint(trainer, state, reporter), False
-    reporter.news(_news(state, feed.steps, epochs))
+            last_checkpoint, due = checkpoint(), False
+    checkpoints.wait()
+    channel.news(_news(state, feed.steps, epochs))
     return state
 
 
-def _checkpoint(trainer: LaneTrainer, state: FitState, reporter: Reporter) -> float:
-    """Writes a checkpoint; gives the time at which training goes on."""
-    started = time.monotonic()
-    progress = asdict(state)
-    reporter.checkpoint(
-        lambda folder: save_state(folder, trainer.model, trainer.optimizer, trainer.schedule, progress),
-        {"epoch": state.epoch, "step": state.step, "loss": state.losses[-1]},
+def _save(trainer: LaneTrainer, state: FitState, checkpoints: Checkpoints) -> None:
+    assert state.ledger is not None
+    grown = {"losses", "ledger"}
+    progress = {name: value for name, value in vars(state).items() if name not in grown}
+    checkpoints.save(
+        len(state.ledger.entries),
+        training_state(trainer.model, trainer.optimizer),
+        {"fit": progress, "schedule": trainer.schedule.state_dict()},
+        {
+            "losses": torch.tensor(state.losses, dtype=torch.float64),
+            "ledger": torch.from_numpy(state.ledger.entries.copy()),
+        },
     )
-    ended = time.monotonic()
-    state.seconds += ended - started
-    return ended
 
 
 def _news(state: FitState, epoch_steps: int, epochs: int) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from models.training import LaneTrainer, build_optimizer, build_schedule
 from pipelines.metrics import metric_of
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
-from pipelines.training.fitting import FitState, Reporter, fit, restored
+from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.fitting import Channel, FitState, fit, restored
 from pipelines.training.lanes import LaneReader, read_feed_chunk
 from pipelines.training.trackers import tracking
 from pipelines.training.validating import validation_metrics
@@ -49,7 +50,9 @@ class WorkerJob:
     fingerprint: str
 
 
-def train_lanes(job: WorkerJob, reporter: Reporter, rank: int, workers: int, device: torch.device) -> FitState:
+def train_lanes(
+    job: WorkerJob, checkpoints: Checkpoints, channel: Channel, rank: int, workers: int, device: torch.device
+) -> FitState:
     """One worker's part of the run: owns the lanes rank, rank + workers, ... and ends with the model written."""
     settings, prepared = job.settings, Prepared(job.prepared)
     model = _build(job)
@@ -77,7 +80,7 @@ def train_lanes(job: WorkerJob, reporter: Reporter, rank: int, workers: int, dev
         rank=rank,
         workers=workers,
     )
-    state = restored(trainer, reporter)
+    state = restored(trainer, checkpoints)
     trainer.precision = state.precision = state.precision or agreed(settings.precision, device)
 
     def validate() -> dict[str, float]:
@@ -91,12 +94,12 @@ def train_lanes(job: WorkerJob, reporter: Reporter, rank: int, workers: int, dev
         state = fit(
             trainer,
             state,
-            reporter,
+            checkpoints,
+            channel,
             epochs=settings.epochs,
             validate=validate,
             metric=settings.metric,
             patience=settings.patience,
-            checkpoint_seconds=settings.checkpoint_seconds,
             keep_best=lambda: _keep_best(job, model, rank),
             trackers=trackers,
         )

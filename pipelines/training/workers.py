@@ -1,34 +1,41 @@
-"""Training workers on Ray: starts them, carries their checkpoints, tells how far they are, and starts them again."""
+"""Training workers on Ray: starts groups of them, tells how far they are, and keeps the history of the groups."""
 
 import contextlib
-import tempfile
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.train.torch import TorchTrainer, get_device
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import get_device
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
-from ray.train.v2.api.report_config import CheckpointUploadMode
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 
 from cluster.connect import room_for
 from cluster.logs import causes
 from cluster.memory import training_environment
-from cluster.store import ClusterError, is_local
+from cluster.nodes import draining, total_room
+from cluster.store import ClusterError, is_local, write_whole
 from models.settings import InputError
 from pipelines.progress import Progress
 from pipelines.training.bulletin import Bulletin
+from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.elastic import ElasticTrainer
 from pipelines.training.fitting import FitState
+from pipelines.training.pace import Pace
 from pipelines.training.worker import WorkerJob, train_lanes
 
+_GROUPS = "groups.json"
+_LOOK_SECONDS = 0.5
+_WRITE_SECONDS = 5.0
 _SOON_SECONDS = 60.0
 
 
@@ -38,54 +45,55 @@ class Outcome:
 
     state: FitState
     workers: int
+    groups: list[dict[str, Any]]
+    """Of workers, that worked on the run one after another (`pipelines.training.bulletin.Bulletin`)."""
 
 
-class MistakesEndTheRun(ray.train.UserCallback):
-    """Ends all workers as soon as one meets a user's mistake: the others would wait for it, and no restart mends it.
+class RayChannel:
+    """Carries news to the bulletin and orders from there; orders the workers to leave a node that is going away."""
 
-    It is raised in Ray Train's controller, whose own errors are not retried.
-    """
+    def __init__(self, bulletin: Any, settings: Any, rank: int, workers: int) -> None:
+        self._bulletin, self._rank, self._workers = bulletin, rank, workers
+        self._bounds = settings.checkpoint_seconds
+        self._leave = False
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raises the mistake, if a worker met one."""
-        for error in worker_exceptions.values():
-            if isinstance(error, InputError):
-                raise InputError(str(error))
-
-
-class RayReporter:
-    """Carries checkpoints through Ray Train and news to the bulletin (`pipelines.training.fitting.Reporter`)."""
-
-    def __init__(self, bulletin: Any, rank: int) -> None:
-        self._bulletin, self._rank = bulletin, rank
-
-    @contextlib.contextmanager
-    def restore(self) -> Iterator[Path | None]:
-        """The last whole checkpoint, copied here where it is remote."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
-
-    def checkpoint(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
-        """Writes to this machine's disk now; the copy to the store goes on while training does."""
+    def began(self, steps: int) -> Pace:
+        """Has the first worker tell, and look out for orders from now on."""
+        pace = Pace(self._bounds.min, self._bounds.max)
+        context = ray.get_runtime_context()
+        nodes: list[Any] = [context.get_node_id()] * self._workers
+        hosts: list[Any] = [ray.util.get_node_ip_address()] * self._workers
+        if self._workers > 1:
+            dist.all_gather_object(nodes, nodes[0])
+            dist.all_gather_object(hosts, hosts[0])
         if self._rank:
-            ray.train.report(metrics)
-            return
-        folder = Path(tempfile.mkdtemp(prefix="shoal-checkpoint-"))
-        write(folder)
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        )
+            return pace
+        groups = ray.get(self._bulletin.began.remote(steps, self._workers, hosts))
+        pace.failures = len(groups) - 1
+        pace.seconds = sum(group["last_seen"] - group["began"] for group in groups)
+        threading.Thread(target=self._look_out, args=(set(nodes),), daemon=True, name="orders").start()
+        return pace
+
+    def ordered_to_leave(self) -> bool:
+        """What the last look said."""
+        return self._leave
 
     def news(self, values: dict[str, Any]) -> None:
         """Posts without waiting for an answer."""
         if self._rank == 0:
             self._bulletin.post.remote(values)
+
+    def tell(self, sentence: str) -> None:
+        """For the user to see."""
+        self._bulletin.tell.remote(sentence)
+
+    def _look_out(self, nodes: set[str]) -> None:
+        while not self._leave:
+            time.sleep(_LOOK_SECONDS)
+            with contextlib.suppress(ray.exceptions.RayError):
+                if going := nodes & draining().keys():
+                    ray.get(self._bulletin.order_to_leave.remote(f"{len(going)} of its nodes were to be taken away"))
+                self._leave = ray.get(self._bulletin.order.remote()) is not None
 
 
 def train(job: WorkerJob, progress: Progress) -> Outcome:
@@ -93,72 +101,56 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
 
     Raises:
         InputError: a worker met a mistake of the user's.
-        ClusterError: workers were lost too often, or nothing more can be written.
+        ClusterError: workers were lost again and again without getting on, or nothing more can be written.
     """
     settings = job.settings
     gpus = ray.cluster_resources().get("GPU", 0) > 0
     room_for(settings.threads, int(gpus), "a training worker", "finetune.threads")
-    wanted = _wanted(settings.workers, settings.threads, gpus, progress)
-    bulletin: Any = ray.remote(num_cpus=0)(Bulletin).remote()
-    per_worker = {"CPU": settings.threads} | ({"GPU": 1} if gpus else {})
-    # Typed as the first generation of Ray Train, which it is not.
-    torch_trainer: Any = TorchTrainer
-    trainer = torch_trainer(
-        _train_worker,
+    per_worker = {"CPU": float(settings.threads)} | ({"GPU": 1.0} if gpus else {})
+    wanted = settings.workers
+    if (room := total_room(per_worker)) < wanted.max:
+        progress.console.print(
+            f"  there is room for {room or 'none'} of {wanted.max} workers now; training starts with "
+            f"{'those' if room >= wanted.min else 'the first that find room'} and ends in the same weights"
+        )
+    history = job.work / _GROUPS
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # On this node, for the run goes on without all others.
+    actor: Any = ray.remote(Bulletin)
+    bulletin = actor.options(num_cpus=0, scheduling_strategy=here).remote(_earlier(history))
+    trainer: Any = ElasticTrainer(
+        bulletin,
+        settings.resize_seconds,
+        train_loop_per_worker=_train_worker,
         train_loop_config={"job": job, "bulletin": bulletin},
-        scaling_config=ScalingConfig(num_workers=wanted, use_gpu=gpus, resources_per_worker=per_worker),
+        scaling_config=ScalingConfig(
+            num_workers=(wanted.min, wanted.max), use_gpu=gpus, resources_per_worker=per_worker
+        ),
         run_config=RunConfig(
             name="train",
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=-1),
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[MistakesEndTheRun()],
             worker_runtime_env={} if gpus else {"env_vars": training_environment()},
             **_storage(job.work),
         ),
     )
-    with _showing(bulletin, progress):
+    with _showing(bulletin, history, progress):
         try:
-            outcome: Outcome = trainer.fit().return_value
+            state, workers = trainer.fit().return_value
         except TrainingFailedError as error:
             raise _explained(error) from error
-    return outcome
+        groups = ray.get(bulletin.read.remote())["groups"]
+    return Outcome(state, workers, groups)
 
 
-def _wanted(workers: int, threads: int, gpus: bool, progress: Progress) -> int | tuple[int, int]:
-    """How many workers to ask Ray Train for: a number, or as many as there are, from one to the last."""
-    room = sum(_room(node["Resources"], threads, gpus) for node in ray.nodes() if node["Alive"])
-    if room < workers:
-        progress.console.print(
-            f"  there is room for {room or 'none'} of {workers} workers now; training starts with "
-            f"{'those' if room else 'the first that finds room'} and ends in the same weights"
-        )
-        return 1, workers
-    # Ray Train goes by what the cluster has, not by what is free, and would wait for the others to end.
-    free = _free(threads, gpus, workers)
-    if not free:
-        progress.console.print("  others hold the whole cluster; training waits for room")
-        return workers
-    if free < workers:
-        progress.console.print(
-            f"  others leave room for {free} of {workers} workers; training runs on those and ends in the same weights"
-        )
-    return free
-
-
-def _room(node: Mapping[str, float], threads: int, gpus: bool) -> int:
-    """How many workers a node has the resources for."""
-    by_cpus = node.get("CPU", 0) // threads
-    return int(min(by_cpus, node.get("GPU", 0)) if gpus else by_cpus)
-
-
-def _free(threads: int, gpus: bool, wanted: int) -> int:
-    """How many of the wanted workers others leave room for; what an earlier stage held is free again within seconds."""
-    for _ in range(10):
-        if (free := _room(ray.available_resources(), threads, gpus)) >= wanted:
-            break
-        time.sleep(0.5)
-    return min(free, wanted)
+def _earlier(history: UPath) -> list[dict[str, Any]]:
+    """The groups of commands before this one, the last of which was broken off."""
+    if not history.exists():
+        return []
+    groups: list[dict[str, Any]] = json.loads(history.read_text(encoding="utf-8"))
+    if groups:
+        groups[-1].setdefault("cause", "the command was broken off")
+    return groups
 
 
 def _storage(work: UPath) -> dict[str, Any]:
@@ -181,23 +173,27 @@ def _explained(error: TrainingFailedError) -> Exception:
 
 
 @contextlib.contextmanager
-def _showing(bulletin: Any, progress: Progress) -> Iterator[None]:
-    """Shows the bulletin's news while the block runs."""
+def _showing(bulletin: Any, history: UPath, progress: Progress) -> Iterator[None]:
+    """Shows the bulletin's news while the block runs, and keeps the history of the groups in the store."""
     done, started = threading.Event(), time.monotonic()
     with progress.step("training") as step:
 
         def show() -> None:
+            told, kept, written = 0, "", float("-inf")
             while not done.wait(0.5):
                 try:
                     news = ray.get(bulletin.read.remote(), timeout=5)
                 except ray.exceptions.RayError:
                     continue
-                if "steps" in news:
-                    best = "".join(f", {name} {value:.3f}" for name, value in list(news["validation"].items())[:1])
-                    note = f"loss {news['loss']:.3f}, {news['texts_per_second']:,.0f} texts/s{best}"
-                    step.update(news["steps"], note, total=news["total"])
-                elif time.monotonic() - started > _SOON_SECONDS:
-                    step.update(0, "no worker has started yet; is the cluster busy with something else?")
+                for sentence in news.get("told", [])[told:]:
+                    told += 1
+                    progress.console.print(f"  {sentence}", style="yellow")
+                step.update(news.get("steps", 0), _note(news, time.monotonic() - started), total=news.get("total"))
+                groups = json.dumps(news["groups"])
+                if groups != kept and time.monotonic() - written > _WRITE_SECONDS:
+                    with contextlib.suppress(OSError):  # It says how the run went, and the run goes on without it.
+                        write_whole(history, groups)
+                    kept, written = groups, time.monotonic()
 
         thread = threading.Thread(target=show, daemon=True, name="news")
         thread.start()
@@ -208,11 +204,32 @@ def _showing(bulletin: Any, progress: Progress) -> Iterator[None]:
             thread.join()
 
 
-def _train_worker(config: dict[str, Any]) -> Outcome:
+def _note(news: Mapping[str, Any], seconds: float) -> str:
+    """The news in a line."""
+    if news.get("waiting"):
+        return f"waits: there is {news['waiting']}"
+    if "steps" not in news:
+        return "no worker has started yet; is the cluster busy with something else?" if seconds > _SOON_SECONDS else ""
+    interruptions = len(news["groups"]) - 1
+    parts = [
+        f"{news.get('workers', '?')} of {news.get('wanted', '?')} workers",
+        f"loss {news['loss']:.3f}",
+        f"{news['texts_per_second']:,.0f} texts/s",
+        f"{news['padding_share']:.0%} padding",
+        *(f"{name} {value:.3f}" for name, value in list(news["validation"].items())[:1]),
+        f"checkpoint {news.get('checkpoint_age', 0):.0f} s ago",
+        f"{interruptions} interruptions" if interruptions else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _train_worker(config: dict[str, Any]) -> tuple[FitState, int]:
     """What each worker runs (from the start, after every restart); the first one's outcome is the run's."""
     job: WorkerJob = config["job"]
     settings, context = job.settings, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(settings.threads)
-    state = train_lanes(job, RayReporter(config["bulletin"], rank), rank, workers, get_device())
-    return Outcome(state, workers)
+    channel = RayChannel(config["bulletin"], settings, rank, workers)
+    checkpoints = Checkpoints(job.work / "checkpoints", channel.tell, rank, workers)
+    state = train_lanes(job, checkpoints, channel, rank, workers, get_device())
+    return state, workers

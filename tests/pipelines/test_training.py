@@ -1,13 +1,12 @@
 """Fine-tuning in this process: every setting trains, and leaves a classifier that loads and learnt."""
 
-import contextlib
 import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,6 +25,8 @@ from pipelines.prepared import SplitIndex
 from pipelines.progress import Progress
 from pipelines.stage import Task
 from pipelines.training import fitting
+from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.pace import Pace
 from pipelines.training.worker import WorkerJob, train_lanes
 from pipelines.training.workers import Outcome
 from tests.pipelines.tiny import MOOD, TOPIC, artifact, make_encoder, make_prepared
@@ -37,29 +38,38 @@ class KilledError(Exception):
     """Stands for a worker's end."""
 
 
-class FolderReporter:
-    """Keeps checkpoints in a folder; the worker is killed `kill_after` checkpoints, if that is set."""
+class Watched(Checkpoints):
+    """Checkpoints of the one worker, which is killed after `kill_after` of them, if that is set."""
 
     def __init__(self, folder: Path, kill_after: int | None = None) -> None:
-        self.folder, self.kill_after = folder, kill_after
-        self.taken: list[dict[str, float]] = []
-        self.told: list[dict[str, Any]] = []
+        super().__init__(UPath(folder), self.told_to_user.append)
+        self.kill_after = kill_after
+        self.taken: list[int] = []
 
-    @contextlib.contextmanager
-    def restore(self) -> Iterator[Path | None]:
-        found = sorted(self.folder.glob("*")) if self.folder.exists() else []
-        yield found[-1] if found else None
+    told_to_user: ClassVar[list[str]] = []
 
-    def checkpoint(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
-        folder = self.folder / f"{len(list(self.folder.glob('*'))):03d}"
-        folder.mkdir(parents=True)
-        write(folder)
-        self.taken.append(metrics)
+    def save(self, steps: int, *arguments: Any) -> None:
+        super().save(steps, *arguments)
+        self.wait()
+        self.taken.append(steps)
         if len(self.taken) == self.kill_after:
             raise KilledError
 
+
+class LoneChannel:
+    """There is nobody to tell, and nobody who gives orders."""
+
+    def __init__(self, settings: FinetuneSettings) -> None:
+        self._bounds = settings.checkpoint_seconds
+
+    def began(self, steps: int) -> Pace:
+        return Pace(self._bounds.min, self._bounds.max)
+
+    def ordered_to_leave(self) -> bool:
+        return False
+
     def news(self, values: dict[str, Any]) -> None:
-        self.told.append(values)
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +93,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run_stage(
         settings: dict[str, Any],
         labels: Sequence[LabelColumn] = (TOPIC,),
-        reporter: FolderReporter | None = None,
+        checkpoints: Watched | None = None,
         **data: Any,
     ) -> tuple[dict[str, Any], Path]:
         def train_here(job: WorkerJob, progress: Progress) -> Outcome:
-            carrying = reporter or FolderReporter(tmp_path / "checkpoints")
-            return Outcome(train_lanes(job, carrying, 0, 1, torch.device("cpu")), 1)
+            own = checkpoints or Watched(tmp_path / "checkpoints")
+            return Outcome(train_lanes(job, own, LoneChannel(job.settings), 0, 1, torch.device("cpu")), 1, [{}])
 
         monkeypatch.setattr(finetune, "train", train_here)
         prepared = tmp_path / "prepared"
@@ -226,22 +236,22 @@ def test_a_run_ends_in_the_precision_that_it_began_with(
     settings = {"encoder": str(bert), "checkpoint_seconds": 1e-9}
     monkeypatch.setattr(precision, "supported", lambda device: True)
     with pytest.raises(KilledError):
-        run(settings, reporter=FolderReporter(tmp_path / "begun", kill_after=2))
+        run(settings, checkpoints=Watched(tmp_path / "begun", kill_after=2))
     monkeypatch.setattr(precision, "supported", lambda device: False)
-    assert run(settings, reporter=FolderReporter(tmp_path / "begun"))[0]["precision"] == "bf16"
+    assert run(settings, checkpoints=Watched(tmp_path / "begun"))[0]["precision"] == "bf16"
     metrics, out = run(settings)
     assert metrics["precision"] == "fp32"
     told = losses(out)
-    run(settings | {"precision": "fp32"}, reporter=FolderReporter(tmp_path / "asked for"))
+    run(settings | {"precision": "fp32"}, checkpoints=Watched(tmp_path / "asked for"))
     assert losses(out) == told
 
 
 def test_checkpoints_come_by_the_clock_and_a_killed_run_goes_on(
     run: Run, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"encoder": str(bert), "epochs": 4, "checkpoint_seconds": 20.0, "trackers": ("tensorboard",)}
-    calm = FolderReporter(tmp_path / "calm")
-    _, out = run(settings, reporter=calm)
+    settings = {"encoder": str(bert), "epochs": 4, "checkpoint_seconds": 10.0, "trackers": ("tensorboard",)}
+    calm = Watched(tmp_path / "calm")
+    _, out = run(settings, checkpoints=calm)
     assert not calm.taken
     wanted, model = losses(out), load_file(out / "model" / "model.safetensors")
     shutil.rmtree(out / "tensorboard")
@@ -249,11 +259,11 @@ def test_checkpoints_come_by_the_clock_and_a_killed_run_goes_on(
     # The clock goes on by a second each time it is looked at.
     ticks = itertools.count()
     monkeypatch.setattr(fitting.time, "monotonic", lambda: float(next(ticks)))
-    killed, went_on = (FolderReporter(tmp_path / "checkpoints", kill_after) for kill_after in (3, None))
+    killed, went_on = (Watched(tmp_path / "checkpoints", kill_after) for kill_after in (3, None))
     with pytest.raises(KilledError):
-        run(settings, reporter=killed)
-    _, out = run(settings, reporter=went_on)
-    places = [taken["epoch"] * len(wanted) / 4 + taken["step"] for taken in killed.taken + went_on.taken]
+        run(settings, checkpoints=killed)
+    _, out = run(settings, checkpoints=went_on)
+    places = killed.taken + went_on.taken
     assert len(places) == 5
     assert len(set(np.diff(places))) == 1, "neither an epoch's end nor a restart moves them"
     assert losses(out) == wanted

@@ -1,0 +1,282 @@
+"""Checkpoints in the store: sharded, written beside the training, whole or absent, and checked before they are used.
+
+    <folder>/<steps>-<token>/__<worker>_0.distcp    the tensors that this worker wrote (torch.distributed.checkpoint)
+    <folder>/<steps>-<token>/.metadata              which tensor is where
+    <folder>/<steps>-<token>/history.safetensors    what grows with the run: losses, the ledger
+    <folder>/<steps>-<token>/checkpoint.json        the cursor and a digest of each file, written last
+
+As with artifacts, the record is the commit. A checkpoint that does not match its digests is not used: the one before
+is. Which worker wrote what matters to nobody who reads, so any number of workers can go on from it.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from upath import UPath
+
+from cluster.store import is_local, local_copy, remove_tree, write_whole
+
+MANIFEST = "checkpoint.json"
+HISTORY = "history.safetensors"
+_KEPT = 2  # The one before serves where the last one is damaged.
+_FORMAT = 1
+
+# That a single process saves alone, as it should; set here, for filters cannot be changed for one thread.
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint holds beside the tensors that were loaded into place."""
+
+    progress: dict[str, Any]
+    history: dict[str, Tensor]
+
+
+class Checkpoints:
+    """A run's checkpoints in one folder. Every worker has one and calls the same methods in the same order."""
+
+    def __init__(self, folder: UPath, tell: Callable[[str], None], rank: int = 0, workers: int = 1) -> None:
+        """`tell` is given a sentence where a checkpoint could not be written or used."""
+        self._folder, self._tell, self._rank, self._workers = folder, tell, rank, workers
+        # The writing goes on beside the training, and so do its agreements.
+        self._group = dist.new_group(backend="gloo") if workers > 1 else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[float] | None = None
+        self.seconds: float | None = None
+        """What the last one cost the training: the time it stood still and that of a processor that wrote."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether one is still being written, by this worker's knowledge."""
+        return self._writing is not None and not self._writing.done()
+
+    def restore(self, state: Mapping[str, Tensor]) -> Restored | None:
+        """Loads the last checkpoint that is whole into `state`'s tensors; None where there is none."""
+        chosen: list[str | None] = [self._last_whole() if self._rank == 0 else None]
+        if self._workers > 1:
+            dist.broadcast_object_list(chosen, group=self._group)
+        if chosen[0] is None:
+            return None
+        with local_copy(self._folder / chosen[0]) as folder:
+            state_dict_loader.load(dict(state), checkpoint_id=folder, no_dist=True)
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            return Restored(manifest["progress"], load_tensors((folder / HISTORY).read_bytes()))
+
+    def save(
+        self, steps: int, state: Mapping[str, Tensor], progress: Mapping[str, Any], history: Mapping[str, Tensor]
+    ) -> None:
+        """Copies everything aside and writes it while the training goes on; `steps` orders the checkpoints."""
+        self.wait()
+        started = time.monotonic()
+        staged = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+        rest = (dict(progress), {name: tensor.cpu() for name, tensor in history.items()})
+        names = [f"{steps:012d}-{uuid.uuid4().hex[:8]}"]
+        if self._workers > 1:
+            dist.broadcast_object_list(names, group=self._group)
+        stood = time.monotonic() - started
+        self._writing = self._thread.submit(self._write, self._folder / names[0], staged, rest, stood)
+
+    def wait(self) -> None:
+        """Until the last one is written, on all workers, or has failed, which is told: the training can go on."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            self.seconds = writing.result()
+        except (Exception, CheckpointException) as error:  # Whatever it was, the one before is still there.
+            if self._rank == 0:
+                self._tell(f"a checkpoint could not be written to {self._folder}: {_reason(error)}; the next is tried")
+
+    def _write(self, folder: UPath, staged: dict[str, Tensor], rest: tuple[Any, Any], stood: float) -> float:
+        try:
+            return stood + self._written(folder, staged, *rest)
+        except (Exception, CheckpointException):
+            if self._rank == 0:
+                remove_tree(folder)  # The next one may need its room.
+            raise
+
+    def _written(
+        self, folder: UPath, staged: dict[str, Tensor], progress: dict[str, Any], history: dict[str, Tensor]
+    ) -> float:
+        """Writes it; gives the processor's time."""
+        began = time.thread_time()
+        if is_local(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        writer = _DigestingWriter(folder)
+        state_dict_saver.save(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+        gathered: list[Any] = [None] * self._workers
+        if self._group is None:
+            gathered = [writer.files]
+        else:
+            dist.all_gather_object(gathered, writer.files, group=self._group)
+        failed: list[Any] = [None]
+        if self._rank == 0:
+            try:
+                self._commit(
+                    folder, {name: file for files in gathered for name, file in files.items()}, progress, history
+                )
+            except Exception as error:
+                failed = [error]
+        if self._group is not None:
+            dist.broadcast_object_list(failed, group=self._group)
+        if failed[0] is not None:
+            raise failed[0]
+        return time.thread_time() - began
+
+    def _commit(
+        self, folder: UPath, files: dict[str, Any], progress: dict[str, Any], history: dict[str, Tensor]
+    ) -> None:
+        content = save_tensors(history)
+        (folder / HISTORY).write_bytes(content)
+        files = {**files, HISTORY: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+        manifest = {"format": _FORMAT, "workers": self._workers, "files": files, "progress": progress}
+        write_whole(folder / MANIFEST, json.dumps(manifest, indent=1))
+        for old in self._whole()[_KEPT:]:
+            remove_tree(self._folder / old)
+
+    def _whole(self) -> list[str]:
+        """Names of those that have a record, the last one first."""
+        self._folder.fs.invalidate_cache()
+        if not self._folder.exists():
+            return []
+        return sorted((entry.name for entry in self._folder.iterdir() if (entry / MANIFEST).exists()), reverse=True)
+
+    def _last_whole(self) -> str | None:
+        """The last one whose files are what was written; those after it are removed, and what is left of kills."""
+        found, damaged = self._whole(), []
+        chosen = None
+        for name in found:
+            wrong = _damage(self._folder / name)
+            if wrong is None:
+                chosen = name
+                break
+            damaged.append((name, wrong))
+        for name, wrong in damaged:
+            instead = f"the one before, {self._folder / chosen}," if chosen else "the beginning"
+            self._tell(f"the checkpoint {self._folder / name} is damaged ({wrong}); training goes on from {instead}")
+        if self._folder.exists():
+            for entry in self._folder.iterdir():
+                if entry.name not in found or entry.name in dict(damaged):
+                    remove_tree(entry)
+        return chosen
+
+
+def _damage(folder: UPath) -> str | None:
+    """What is wrong with a checkpoint's files; None where nothing is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"].items()
+    except (ValueError, KeyError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    for name, wanted in files:
+        digest, size = hashlib.sha256(), 0
+        try:
+            with (folder / name).open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+                    size += len(block)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if size != wanted["bytes"]:
+            return f"{name} has {size:,} bytes instead of {wanted['bytes']:,}"
+        if digest.hexdigest() != wanted["sha256"]:
+            return f"{name} is not what was written"
+    return None
+
+
+class _DigestingWriter(FsspecWriter):
+    """Writes a worker's files and keeps their sizes and digests, as they went out."""
+
+    def __init__(self, folder: UPath) -> None:
+        local = is_local(folder)
+        super().__init__(folder.path if local else str(folder), sync_files=local)
+        self.files: dict[str, dict[str, Any]] = {}
+        self.fs: Any = _DigestingFiles(self.files)
+        self.fs.fs = folder.fs
+
+
+class _DigestingFiles(FileSystem):
+    def __init__(self, files: dict[str, dict[str, Any]]) -> None:
+        super().__init__()
+        self._files = files
+
+    @contextlib.contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        with super().create_stream(path, mode) as stream:
+            if "w" not in mode:
+                yield stream
+                return
+            digesting = _DigestingStream(stream)
+            try:
+                yield digesting
+            except Exception:
+                # Torch's writer tells of a wrong position where writing failed.
+                if digesting.error:
+                    raise digesting.error from None
+                raise
+        self._files[Path(str(path)).name] = {"bytes": digesting.bytes, "sha256": digesting.digest.hexdigest()}
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        super().rename(path, new_path)
+        self._files[Path(str(new_path)).name] = self._files.pop(Path(str(path)).name)
+
+
+class _DigestingStream(io.RawIOBase):
+    """Hands on what is written to it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.digest, self.bytes = stream, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        try:
+            self._stream.write(view)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(view)
+        self.bytes += len(view)
+        return len(view)
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def flush(self) -> None:
+        if not self._stream.closed:
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        return int(self._stream.fileno())
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, in a line: torch wraps what a worker met with its traceback."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        wrapped = next(iter(failures.values()))
+        error = wrapped[0] if isinstance(wrapped, tuple) else wrapped
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
