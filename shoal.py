@@ -141,7 +141,7 @@ def audit(
     its_store, found = find_artifact(run, store)
     result = audit_run(found, its_store)
     print_audit(found, result, console_on())
-    if result.sentence != "exact":
+    if not result.exact:
         raise typer.Exit(1)
 
 

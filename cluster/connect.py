@@ -26,7 +26,8 @@ ENVIRONMENT = {
     # The end of a run, a lost worker and one that has left are noticed at the next health check (2 s); more often than
     # this costs the workers' processors more than it gains.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    # Workers that were placed on a node that died meanwhile never start, and are asked for anew after this (60 s).
+    # How long room for a group of workers is waited for before it is looked for anew, when a node has died meanwhile or
+    # others were faster (60 s).
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     # Training workers look out for nodes that are going away themselves (pipelines/training/workers.py): Ray Train's
     # watcher would keep the group waiting until the node is gone.

@@ -37,7 +37,19 @@ class GradientSum(Protocol):
     """Sums gradients over the lanes of a step and over the workers."""
 
     def reduce(self) -> None:
-        """Adds up over the workers and sets each parameter's `.grad`; every worker must call it."""
+        """Adds up over the workers and sets each parameter's `.grad`; every worker must call it.
+
+        Raises:
+            GradientOverflowError: on every worker alike, where a gradient is not finite or too large.
+        """
+        ...
+
+    def holds(self) -> bool:
+        """Whether the gradients that this worker has added since the last `reduce` or `forget` can be summed."""
+        ...
+
+    def forget(self) -> None:
+        """Drops what this worker has added."""
         ...
 
     def clip(self, most: float) -> None:
@@ -68,6 +80,19 @@ class FloatSum:
             dist.all_reduce(flat)
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
+        if not self.holds():
+            self.forget()
+            raise GradientOverflowError("a gradient is not finite; lower the learning rate or look at the data")
+
+    def holds(self) -> bool:
+        """Whether the gradients are finite."""
+        held = (p.grad for p in self._parameters if p.grad is not None)
+        gradients = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in held]
+        return bool(nn.utils.get_total_norm(gradients).isfinite()) if gradients else True
+
+    def forget(self) -> None:
+        """Drops the gradients."""
+        self.release()
 
     def clip(self, most: float) -> None:
         """Scales the reduced gradients down where their norm, of all together, is larger than `most`."""
@@ -120,7 +145,7 @@ class FixedPointSum:
         bounds = self._bounds.tolist()
         self._bounds.zero_()
         if not all(bound < _LARGEST for bound in bounds):
-            self._forget()
+            self.forget()
             raise GradientOverflowError(
                 f"a gradient is not finite or larger than {_LARGEST:.0e}; lower the learning rate or look at the data"
             )
@@ -150,6 +175,20 @@ class FixedPointSum:
                 )
             else:
                 kept[chosen] = 0
+
+    def holds(self) -> bool:
+        """Whether the gradients that this worker has added are finite and leave room for those of others."""
+        return bool((self._bounds < _LARGEST).all())
+
+    def forget(self) -> None:
+        """Drops what this worker has added."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._bounds.zero_()
+        self._sums = [self._zeros(position) for position in range(len(self._parameters))]
+        for touched in self._touched:
+            if touched is not None:
+                touched.zero_()
 
     def clip(self, most: float) -> None:
         """Scales the reduced gradients down where their norm, of all together, is larger than `most`."""
@@ -232,9 +271,3 @@ class FixedPointSum:
             mine = [n for n, bound in enumerate(bounds) if (bound < _LARGEST_32) == (dtype == torch.int32)]
             for index, place, summed in self._workers.stretches([parts[n] for n in mine], dtype):
                 yield summed, targets[mine[index]], place
-
-    def _forget(self) -> None:
-        self._sums = [self._zeros(position) for position in range(len(self._parameters))]
-        for touched in self._touched:
-            if touched is not None:
-                touched.zero_()

@@ -36,20 +36,31 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A microbatch that was left out of a step."""
+
+    lane: int
+    reason: str
+    rows: list[int]
+    """The rows' identities."""
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What a step did: the mean loss over its texts, and this worker's share of the work."""
 
     loss: float
     texts: int
-    """Texts of the whole step."""
+    """Texts of the whole step; none, and no weight has changed, where all lanes were dry or skipped."""
     tokens: int
     """Tokens that this worker ran, padding left out."""
     padded: int
     """Tokens that this worker ran, padding included."""
     digests: list[int]
-    """Of each lane's rows, by all workers: the step's line in the ledger."""
+    """Of each lane's rows, by all workers: the step's line in the ledger; negative where the lane was skipped."""
     flag: int
     """What the first worker flagged (see `LaneTrainer.step`)."""
+    skipped: list[Skipped]
 
 
 class LaneTrainer:
@@ -67,13 +78,30 @@ class LaneTrainer:
         precision: Precision = "bf16",
         clip: float = 1.0,
         exact: bool = True,
+        skip_bad: bool = False,
         rank: int = 0,
         workers: int = 1,
     ) -> None:
-        """`batch` gives the microbatch at (epoch, step, lane), or None for a dry lane; `exact` sums in fixed point."""
+        """A trainer.
+
+        Args:
+            model: what learns.
+            loss: the sum of the losses of a microbatch's texts, from logits and labels.
+            feed: which rows a lane gets.
+            batch: the microbatch at (epoch, step, lane), or None for a dry lane.
+            optimizer: over the model's parameters.
+            schedule: of its rate; goes on by one a step.
+            precision: of the forward and backward passes.
+            clip: the largest norm of a step's gradient.
+            exact: sum gradients in fixed point.
+            skip_bad: leave microbatches out whose loss or gradient is not finite, or for which memory does not suffice.
+            rank: of this worker.
+            workers: how many there are.
+        """
         self.model, self.loss, self.feed, self.batch = model, loss, feed, batch
         self.optimizer, self.schedule = optimizer, schedule
         self.precision, self.clip, self.rank, self.workers = precision, clip, rank, workers
+        self.skip_bad = skip_bad
         self.device = next(model.parameters()).device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         sparse = _make_embedding_sparse(model)
@@ -81,61 +109,148 @@ class LaneTrainer:
             dropout.use_stream(model)
         self.sums: GradientSum = FixedPointSum(self.parameters, sparse) if exact else FloatSum(self.parameters)
 
-    def step(self, epoch: int, step: int, flag: int = 0) -> StepResult | None:
+    def step(self, epoch: int, step: int, flag: int = 0) -> StepResult:
         """One optimizer step. The first worker's `flag`, a small number, reaches all workers in their results.
 
-        None, and no weight changes, where all lanes are dry: on every worker alike.
-
         Raises:
-            InputError: the loss or a gradient is not finite; on every worker alike.
+            InputError: a microbatch's loss or gradient is not finite, or memory does not suffice for it, and such are
+                not skipped; on every worker alike.
         """
-        texts = sum(self.feed.lane_rows(epoch, step))
+        rows = self.feed.lane_rows(epoch, step)
+        skipped: dict[int, str] = {}
+        while texts := sum(count for lane, count in enumerate(rows) if lane not in skipped):
+            outcome = self._run_lanes(epoch, step, texts, flag, skipped)
+            bad = outcome.bad
+            if not bad:
+                try:
+                    self.sums.reduce()
+                    break
+                except ArithmeticError as error:
+                    bad = self._without_gradient(epoch, step, texts, skipped)
+                    if not bad:  # No lane by itself is to blame.
+                        raise InputError(f"at epoch {epoch}, step {step}: {error}.") from error
+            self.sums.forget()
+            if not self.skip_bad:
+                raise InputError(self._told(epoch, step, *next(iter(bad.items()))))
+            skipped |= bad
+        else:
+            outcome = _Outcome([0.0], [0] * self.feed.lanes, 0, 0, flag if self.rank == 0 else 0, {})
+        left_out = [Skipped(lane, reason, self._rows(epoch, step, lane)) for lane, reason in skipped.items()]
+        digests = list(outcome.digests)
+        for each in left_out:
+            digests[each.lane] = -digest(each.rows)
+        result = StepResult(
+            math.fsum(outcome.losses), texts, outcome.tokens, outcome.padded, digests, outcome.flag, left_out
+        )
         if not texts:
             # The learning rate follows the place in the feed, even before the optimizer's first step.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
                 self.schedule.step()
-            return None
-        # Each lane's loss, each lane's digest, and the flag. Adding zeros is exact, so the sum is a gather.
+            return result
+        self.sums.clip(self.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.sums.release()
+        return result
+
+    def _run_lanes(self, epoch: int, step: int, texts: int, flag: int, skipped: Mapping[int, str]) -> "_Outcome":
+        """Forward and backward of this worker's lanes; what all workers found."""
+        # Each lane's loss, digest and fault, and the flag. Adding zeros is exact, so the sum is a gather.
         lanes = self.feed.lanes
-        told = torch.zeros(2 * lanes + 1, dtype=torch.float64, device=self.device)
+        told = torch.zeros(3 * lanes + 1, dtype=torch.float64, device=self.device)
         if self.rank == 0:
             told[-1] = flag
         tokens = padded = 0
         # One autocast region for all lanes, so that the weights are cast once a step.
         with autocast(self.device, self.precision):
             for lane in range(self.rank, lanes, self.workers):
-                batch = self.batch(epoch, step, lane)
+                batch = None if lane in skipped else self.batch(epoch, step, lane)
                 if batch is None:
                     continue
                 tokens += int(batch.inputs["attention_mask"].sum())
                 padded += batch.inputs["attention_mask"].numel()
-                seed = self.feed.draw_seed(epoch, step, lane)
-                torch.manual_seed(seed)
-                dropout.seed(seed)
-                inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
-                labels = {name: value.to(self.device, non_blocking=True) for name, value in batch.labels.items()}
-                loss = self.loss(self.model(**inputs).logits, labels) / texts
-                loss.backward()
-                told[lane] = loss.detach()
                 told[lanes + lane] = digest(batch.rows)
+                try:
+                    loss = self._run_lane(epoch, step, lane, batch, texts)
+                except (RuntimeError, MemoryError) as error:
+                    if not _out_of_memory(error):
+                        raise
+                    told[2 * lanes + lane] = _OUT_OF_MEMORY
+                    break
+                told[lane] = loss.nan_to_num()
+                told[2 * lanes + lane] = ~loss.isfinite() * _NOT_FINITE
         if self.workers > 1:
             dist.all_reduce(told)
-        losses, digests, raised = told[:lanes].tolist(), told[lanes:-1].long().tolist(), int(told[-1])
-        if bad := [lane for lane, value in enumerate(losses) if not math.isfinite(value)]:
-            raise InputError(
-                f"the loss is not finite at epoch {epoch}, step {step}, lane {bad[0]}: "
-                "lower finetune.learning_rate or look at those rows."
-            )
-        try:
-            self.sums.reduce()
-        except ArithmeticError as error:
-            raise InputError(f"at epoch {epoch}, step {step}: {error}.") from error
-        self.sums.clip(self.clip)
-        self.optimizer.step()
-        self.schedule.step()
-        self.sums.release()
-        return StepResult(math.fsum(losses), texts, tokens, padded, digests, raised)
+        losses, digests, faults = (part.tolist() for part in told[:-1].split(lanes))
+        bad = {lane: _FAULTS[int(fault)] for lane, fault in enumerate(faults) if fault}
+        return _Outcome(losses, [int(value) for value in digests], tokens, padded, int(told[-1]), bad)
+
+    def _run_lane(self, epoch: int, step: int, lane: int, batch: Batch, texts: int) -> Tensor:
+        """Forward and backward; the loss."""
+        seed = self.feed.draw_seed(epoch, step, lane)
+        torch.manual_seed(seed)
+        dropout.seed(seed)
+        inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
+        labels = {name: value.to(self.device, non_blocking=True) for name, value in batch.labels.items()}
+        loss = self.loss(self.model(**inputs).logits, labels) / texts
+        loss.backward()
+        return loss.detach()
+
+    def _without_gradient(self, epoch: int, step: int, texts: int, skipped: Mapping[int, str]) -> dict[int, str]:
+        """The lanes, of all workers, whose gradient by itself is not finite or too large."""
+        found = torch.zeros(self.feed.lanes, device=self.device)
+        with autocast(self.device, self.precision):
+            for lane in range(self.rank, self.feed.lanes, self.workers):
+                batch = None if lane in skipped else self.batch(epoch, step, lane)
+                if batch is not None:
+                    self._run_lane(epoch, step, lane, batch, texts)
+                    found[lane] = not self.sums.holds()
+                    self.sums.forget()
+        if self.workers > 1:
+            dist.all_reduce(found)
+        return dict.fromkeys(found.nonzero().flatten().tolist(), _FAULTS[_NO_GRADIENT])
+
+    def _rows(self, epoch: int, step: int, lane: int) -> list[int]:
+        batch = self.batch(epoch, step, lane)
+        return batch.rows if batch else []
+
+    def _told(self, epoch: int, step: int, lane: int, fault: str) -> str:
+        rows = ", ".join(map(str, self._rows(epoch, step, lane)))
+        return (
+            f"{fault} at epoch {epoch}, step {step}, lane {lane} (rows {rows}): {_ADVICE[fault]}, look at those rows, "
+            "or leave such microbatches out with finetune.bad_microbatch=skip."
+        )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What all workers found in a try at a step."""
+
+    losses: list[float]
+    digests: list[int]
+    tokens: int
+    padded: int
+    flag: int
+    bad: dict[int, str]
+
+
+_NOT_FINITE, _OUT_OF_MEMORY, _NO_GRADIENT = 1, 2, 3
+_FAULTS = {
+    _NOT_FINITE: "the loss is not finite",
+    _OUT_OF_MEMORY: "memory does not suffice",
+    _NO_GRADIENT: "the gradient is not finite or too large",
+}
+_ADVICE = {
+    "the loss is not finite": "lower finetune.learning_rate",
+    "memory does not suffice": "lower finetune.microbatch or prepare.max_length",
+    "the gradient is not finite or too large": "lower finetune.learning_rate",
+}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or the system's memory did not suffice; torch has no class of its own for the latter."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamW:

@@ -5,6 +5,7 @@ that led to the final weights. The audit computes the feed's plan anew over the 
 Ray, and compares. Cost: the rows' identities and lengths are read once an epoch.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -35,6 +36,8 @@ class Epoch:
     """Rows that no step consumed."""
     repeated: int
     """Rows that were consumed more than once."""
+    skipped: int
+    """Rows of microbatches that were left out, as the recipe wants it."""
     astray: list[tuple[int, int]] = field(default_factory=list)
     """(step, lane) that consumed other rows, or in another order, than the feed says."""
 
@@ -47,17 +50,23 @@ class Audit:
     """Of the training set."""
     epochs: list[Epoch]
     cut_short: int
-    """Steps of the last epoch that the ledger does not have."""
+    """Steps that the ledger does not have."""
 
     @property
     def sentence(self) -> str:
         """`exact`, or what is not."""
         wrong = [_told(epoch) for epoch in self.epochs if epoch.missing or epoch.repeated or epoch.astray]
         if self.cut_short:
-            wrong.append(f"the ledger ends {self.cut_short:,} steps before an epoch's end")
-        if not self.epochs:
-            wrong.append("the ledger is empty")
-        return f"not exact: {'; '.join(wrong)}" if wrong else "exact"
+            wrong.append(f"the ledger ends {self.cut_short:,} steps before the run did")
+        if wrong:
+            return f"not exact: {'; '.join(wrong)}"
+        skipped = sum(epoch.skipped for epoch in self.epochs)
+        return f"exact, but for {skipped:,} rows that were skipped" if skipped else "exact"
+
+    @property
+    def exact(self) -> bool:
+        """Whether all that was consumed or skipped is as planned."""
+        return self.sentence.startswith("exact")
 
 
 def audit(artifact: Artifact, store: Store) -> Audit:
@@ -78,27 +87,45 @@ def audit(artifact: Artifact, store: Store) -> Audit:
     prepared = Prepared(source.path)
     settings = record.settings
     feed = feed_over(prepared.index.splits["train"], settings["lanes"], settings["microbatch"], settings["seed"])
-    return compare(feed, prepared, read_ledger(artifact.path))
+    return compare(feed, prepared, read_ledger(artifact.path), record.metrics["epochs"])
 
 
-def compare(feed: Feed, prepared: Prepared, ledger: NDArray[np.int64]) -> Audit:
-    """Compares a ledger, [steps, lanes], with the feed's plan over the prepared training set."""
+def compare(feed: Feed, prepared: Prepared, ledger: NDArray[np.int64], epochs_run: int) -> Audit:
+    """Compares a ledger, [steps, lanes], with the feed's plan for so many epochs over the prepared training set."""
+    if ledger.shape[1] != feed.lanes:
+        raise InputError(f"the ledger has {ledger.shape[1]} lanes, but the run had {feed.lanes}: it is of another run.")
     epochs = [
         _epoch(number, feed, prepared, ledger[start : start + feed.steps])
         for number, start in enumerate(range(0, len(ledger), feed.steps))
     ]
-    return Audit(feed.rows, epochs, -len(ledger) % feed.steps)
+    return Audit(feed.rows, epochs, epochs_run * feed.steps - len(ledger))
 
 
 def _epoch(number: int, feed: Feed, prepared: Prepared, ledger: NDArray[np.int64]) -> Epoch:
     seen = np.zeros(feed.rows, dtype=np.uint8)
-    astray = []
+    skipped = np.zeros(feed.rows, dtype=bool)
+    astray, elsewhere = [], Counter[int]()
     for step, lane, planned, places in _plan(number, feed, prepared, len(ledger)):
         if ledger[step, lane] == digest(planned):
             seen[places] += 1
+        elif ledger[step, lane] == -digest(planned):
+            skipped[places] = True
         else:
             astray.append((step, lane))
-    return Epoch(number + 1, len(ledger), int((seen > 0).sum()), int((seen == 0).sum()), int((seen > 1).sum()), astray)
+            elsewhere[int(ledger[step, lane])] += 1
+    if astray:  # Which rows were consumed there, if they are any of the epoch's.
+        for _, _, planned, places in _plan(number, feed, prepared, feed.steps):
+            if planned and (times := elsewhere[digest(planned)]):
+                seen[places] += times
+    return Epoch(
+        number=number + 1,
+        steps=len(ledger),
+        consumed=int((seen > 0).sum()),
+        missing=int(((seen == 0) & ~skipped).sum()),
+        repeated=int(((seen > 1) | ((seen > 0) & skipped)).sum()),
+        skipped=int(skipped.sum()),
+        astray=astray,
+    )
 
 
 def _plan(

@@ -111,6 +111,10 @@ class FinetuneSettings(Settings):
         True,
         description="Sum gradients in fixed point, so that any number of workers ends in the same bits.",
     )
+    bad_microbatch: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What to do with one whose loss or gradient is not finite, or for which memory does not suffice.",
+    )
     seed: int = Field(0, description="Seed of the head's weights, dropout and the order of the rows.")
     threads: int = Field(1, ge=1, description="CPU threads of each worker.")
     workers: Workers = execution(Workers(), description="Training workers: a number, or the least and the most.")
@@ -169,6 +173,7 @@ def run(task: Task) -> dict[str, Any]:
     history = {"losses": state.losses, "validations": state.validations}
     (task.out / "history.json").write_text(json.dumps(history), encoding="utf-8")
     (task.out / "groups.json").write_text(json.dumps(outcome.groups, indent=1), encoding="utf-8")
+    (task.out / "skipped.json").write_text(json.dumps(state.skipped, indent=1), encoding="utf-8")
     assert state.ledger is not None
     write_ledger(task.out, state.ledger.entries, feed.steps)
     best = state.validations[state.best_epoch]
@@ -184,6 +189,7 @@ def run(task: Task) -> dict[str, Any]:
         "precision": state.precision,
         "workers": outcome.workers,
         "interruptions": len(outcome.groups) - 1,
+        "skipped_texts": sum(len(each["rows"]) for each in state.skipped),
         **{f"validation.{name}": value for name, value in best.items()},
     }
     write_report(task.out, task.recipe, settings.metric, history, metrics, outcome.groups)

@@ -141,17 +141,26 @@ def print_artifact(artifact: Artifact, store: Store, console: Console) -> None:
 
 def print_audit(artifact: Artifact, result: "Audit", console: Console) -> None:
     """Prints what an audit found of each epoch, what disturbed the run, and its verdict in the last line."""
-    header = ("epoch", "steps", "rows consumed once", "not consumed", "more than once", "lanes astray")
-    counts = [(e.number, e.steps, e.consumed - e.repeated, e.missing, e.repeated, len(e.astray)) for e in result.epochs]
+    header = ("epoch", "steps", "rows consumed once", "not consumed", "more than once", "skipped", "lanes astray")
+    counts = [
+        (e.number, e.steps, e.consumed - e.repeated, e.missing, e.repeated, e.skipped, len(e.astray))
+        for e in result.epochs
+    ]
     console.print(plain_table([[f"{value:,}" for value in each] for each in counts], header, numbers=True))
     disturbed = interruptions(json.loads((artifact.path / "groups.json").read_text(encoding="utf-8")))
     if disturbed:
-        rows = [
+        told = [
             (each.time, f"{each.step:,}", f"{each.recomputed:,}", f"{each.seconds:,.1f}", workers, each.cause)
             for each in disturbed
             if (workers := f"{each.before} -> {each.after}")
         ]
-        console.print(plain_table(rows, ("interrupted", "at step", "recomputed", "seconds lost", "workers", "cause")))
+        console.print(plain_table(told, ("interrupted", "at step", "recomputed", "seconds lost", "workers", "cause")))
+    left_out = json.loads((artifact.path / "skipped.json").read_text(encoding="utf-8"))
+    if left_out:
+        places = [[each["epoch"] + 1, each["step"], each["lane"], each["reason"]] for each in left_out]
+        rows = [" ".join(map(str, each["rows"])) for each in left_out]
+        table = [[*map(str, place), its_rows] for place, its_rows in zip(places, rows, strict=True)]
+        console.print(plain_table(table, ("skipped in epoch", "step", "lane", "for", "rows")))
     console.print(result.sentence, highlight=False)
 
 

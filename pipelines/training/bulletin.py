@@ -11,7 +11,8 @@ class Bulletin:
     """Holds the latest news of a run, and the history of its groups of workers.
 
     A group is a dict: `began` (seconds since 1970), `workers`, `hosts`, `first_step`; `last_step` and `last_seen`; once
-    it has ended, `cause`; and `caught_up`, when it passed the last step of the group before.
+    it has ended, `cause`, and whether that was an order (`ordered`); and `caught_up`, when it passed the last step of
+    the group before.
     """
 
     def __init__(self, groups: list[dict[str, Any]] | None = None) -> None:
@@ -31,8 +32,8 @@ class Bulletin:
 
     def ended(self, cause: str | None = None) -> None:
         """The group has ended; without a cause, by the order that it was given."""
-        if self._groups:
-            self._groups[-1].setdefault("cause", cause or self._order or "unknown")
+        if self._groups and "cause" not in self._groups[-1]:
+            self._groups[-1] |= {"cause": cause or self._order or "unknown", "ordered": cause is None}
 
     def post(self, values: dict[str, Any]) -> None:
         """Adds to the news."""
@@ -50,9 +51,10 @@ class Bulletin:
         """Something that the user must know."""
         self._news.setdefault("told", []).append(sentence)
 
-    def order_to_leave(self, reason: str) -> None:
-        """Has the workers take a checkpoint and leave; the first reason counts."""
-        self._order = self._order or reason
+    def order_to_leave(self, reason: str, least_seconds: float = 0.0) -> None:
+        """Has the workers take a checkpoint and leave, if they have trained that long; the first reason counts."""
+        if self._groups and time.time() - self._groups[-1]["began"] >= least_seconds:
+            self._order = self._order or reason
 
     def order(self) -> str | None:
         """Why the workers should leave; None where they should not."""

@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from botocore.exceptions import BotoCoreError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from upath import UPath
 
 from cluster.store import is_local, local_copy, remove_tree, write_whole
@@ -87,70 +89,72 @@ class Checkpoints:
         self.wait()
         started = time.monotonic()
         staged = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
-        rest = (dict(progress), {name: tensor.cpu() for name, tensor in history.items()})
+        # As text, for what it refers to changes while it is written.
+        rest = (json.dumps(progress), {name: tensor.cpu() for name, tensor in history.items()})
         names = [f"{steps:012d}-{uuid.uuid4().hex[:8]}"]
         if self._workers > 1:
             dist.broadcast_object_list(names, group=self._group)
+        writer = _DigestingWriter(self._folder / names[0])
         stood = time.monotonic() - started
-        self._writing = self._thread.submit(self._write, self._folder / names[0], staged, rest, stood)
+        self._writing = self._thread.submit(self._write, writer, staged, rest, stood)
 
-    def wait(self) -> None:
-        """Until the last one is written, on all workers, or has failed, which is told: the training can go on."""
+    def wait(self) -> bool:
+        """Waits until the last one is written or has failed, which is told; whether it was, on all workers alike."""
         if self._writing is None:
-            return
+            return True
         writing, self._writing = self._writing, None
         try:
             self.seconds = writing.result()
+            return True
         except (Exception, CheckpointException) as error:  # Whatever it was, the one before is still there.
             if self._rank == 0:
                 self._tell(f"a checkpoint could not be written to {self._folder}: {_reason(error)}; the next is tried")
+            return False
 
-    def _write(self, folder: UPath, staged: dict[str, Tensor], rest: tuple[Any, Any], stood: float) -> float:
+    def _write(
+        self, writer: "_DigestingWriter", staged: dict[str, Tensor], rest: tuple[Any, Any], stood: float
+    ) -> float:
+        began = time.thread_time()
         try:
-            return stood + self._written(folder, staged, *rest)
+            self._written(writer, staged, *rest)
         except (Exception, CheckpointException):
             if self._rank == 0:
-                remove_tree(folder)  # The next one may need its room.
+                remove_tree(writer.folder)  # The next one may need its room.
             raise
+        if self._rank == 0:
+            with contextlib.suppress(OSError, BotoCoreError):  # There is time for that later.
+                for old in self._whole()[_KEPT:]:
+                    remove_tree(self._folder / old)
+        return stood + time.thread_time() - began
 
     def _written(
-        self, folder: UPath, staged: dict[str, Tensor], progress: dict[str, Any], history: dict[str, Tensor]
-    ) -> float:
-        """Writes it; gives the processor's time."""
-        began = time.thread_time()
-        if is_local(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        writer = _DigestingWriter(folder)
+        self, writer: "_DigestingWriter", staged: dict[str, Tensor], progress: str, history: dict[str, Tensor]
+    ) -> None:
+        # What fails on one worker alone inside of this is raised on all of them.
         state_dict_saver.save(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         gathered: list[Any] = [None] * self._workers
         if self._group is None:
             gathered = [writer.files]
         else:
             dist.all_gather_object(gathered, writer.files, group=self._group)
-        failed: list[Any] = [None]
+        failed: list[str | None] = [None]
         if self._rank == 0:
             try:
-                self._commit(
-                    folder, {name: file for files in gathered for name, file in files.items()}, progress, history
-                )
+                files = {name: file for each in gathered for name, file in each.items()}
+                self._commit(writer.folder, files, progress, history)
             except Exception as error:
-                failed = [error]
+                failed = [_reason(error)]
         if self._group is not None:
             dist.broadcast_object_list(failed, group=self._group)
         if failed[0] is not None:
-            raise failed[0]
-        return time.thread_time() - began
+            raise OSError(failed[0])
 
-    def _commit(
-        self, folder: UPath, files: dict[str, Any], progress: dict[str, Any], history: dict[str, Tensor]
-    ) -> None:
+    def _commit(self, folder: UPath, files: dict[str, Any], progress: str, history: dict[str, Tensor]) -> None:
         content = save_tensors(history)
         (folder / HISTORY).write_bytes(content)
         files = {**files, HISTORY: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
-        manifest = {"format": _FORMAT, "workers": self._workers, "files": files, "progress": progress}
+        manifest = {"format": _FORMAT, "workers": self._workers, "files": files, "progress": json.loads(progress)}
         write_whole(folder / MANIFEST, json.dumps(manifest, indent=1))
-        for old in self._whole()[_KEPT:]:
-            remove_tree(self._folder / old)
 
     def _whole(self) -> list[str]:
         """Names of those that have a record, the last one first."""
@@ -184,6 +188,8 @@ def _damage(folder: UPath) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"].items()
+        if manifest["format"] != _FORMAT:
+            return f"{MANIFEST} is of another version"
     except (ValueError, KeyError, AttributeError):
         return f"{MANIFEST} cannot be read"
     for name, wanted in files:
@@ -207,10 +213,18 @@ class _DigestingWriter(FsspecWriter):
 
     def __init__(self, folder: UPath) -> None:
         local = is_local(folder)
+        self.folder = folder
         super().__init__(folder.path if local else str(folder), sync_files=local)
         self.files: dict[str, dict[str, Any]] = {}
         self.fs: Any = _DigestingFiles(self.files)
         self.fs.fs = folder.fs
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
+        """As torch does; but an error must go to the other workers, and not all can."""
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            raise OSError(_reason(error)) from None
 
 
 class _DigestingFiles(FileSystem):

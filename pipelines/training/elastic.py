@@ -16,11 +16,12 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
@@ -32,7 +33,6 @@ from pipelines.training.fitting import LeftError
 
 _LOOK_SECONDS = 1.0
 _SETTLE_SECONDS = 3.0
-_RETRIED_STARTS = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
 
 
 _Trainer: Any = TorchTrainer
@@ -50,6 +50,26 @@ class ElasticTrainer(_Trainer):  # type: ignore[misc]
         arguments["scaling_policy"] = NodesNow(self.scaling_config, self._bulletin, self._least_seconds)
         arguments["failure_policy"] = WhileItGetsOn(self.run_config.failure_config, self._bulletin)
         return super()._initialize_and_run_controller(**arguments)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leaves Ctrl-C to the command: Ray's handler waits for the controller, which may itself wait for room."""
+
+
+class TidyGroup(WorkerGroup):
+    """A group that gives its resources back where one of its workers is lost while it starts."""
+
+    def _start(self) -> None:
+        try:
+            super()._start()  # type: ignore[no-untyped-call]
+        except Exception:
+            if self._worker_group_state is not None:  # Ray tidies up only before.
+                self._worker_group_state.shutdown()
+                self._clear_state()  # type: ignore[no-untyped-call]
+            raise
+
+
+# The controller's process imports this module with the policies.
+TrainController.worker_group_cls = TidyGroup
 
 
 class NodesNow(ElasticScalingPolicy):
@@ -69,9 +89,12 @@ class NodesNow(ElasticScalingPolicy):
         self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
         config, now = self.scaling_config, time.monotonic()
         per_worker = config._resources_per_worker_not_none
-        # What the last group holds is given back when the next one is decided on.
-        free = min(free_room(per_worker, self._held), config.max_workers)
-        total = min(total_room(per_worker), config.max_workers)
+        try:
+            # What the last group holds is given back when the next one is decided on.
+            free = min(free_room(per_worker, self._held), config.max_workers)
+            total = min(total_room(per_worker), config.max_workers)
+        except Exception:  # The head is busy or away; from here Ray Train would give the run up.
+            return self._later()
         self._waiting_since = self._waiting_since or now
         settled = now - self._waiting_since > _SETTLE_SECONDS
         if free < config.min_workers or (free < total and not settled):
@@ -104,9 +127,13 @@ class NodesNow(ElasticScalingPolicy):
         if workers >= config.max_workers or too_soon or now - self._looked < _LOOK_SECONDS:
             return NoopDecision()
         self._looked = now
-        possible = min(free_room(config._resources_per_worker_not_none, self._held), config.max_workers)
+        try:
+            possible = min(free_room(config._resources_per_worker_not_none, self._held), config.max_workers)
+        except Exception:  # As above.
+            return NoopDecision()
         if possible > workers and self._seen_larger:
-            self._bulletin.order_to_leave.remote(f"room for {possible} workers instead of {workers}")
+            reason = f"room for {possible} workers instead of {workers}"
+            self._bulletin.order_to_leave.remote(reason, self._least_seconds)
         self._seen_larger = possible > workers
         return NoopDecision()
 
@@ -124,10 +151,6 @@ class WhileItGetsOn(FailurePolicy):
         found = list(causes(training_failed_error))
         if any(isinstance(error, InputError | ClusterError) for error in found):
             return FailureDecision.RAISE
-        if isinstance(training_failed_error, ControllerError) and not any(
-            isinstance(error, _RETRIED_STARTS) for error in found
-        ):
-            return FailureDecision.RAISE
         if any(isinstance(error, LeftError) for error in found):
             self._bulletin.ended.remote()
             return FailureDecision.RETRY
@@ -137,10 +160,8 @@ class WhileItGetsOn(FailurePolicy):
         furthest = news.get("furthest", 0)
         self._failures = 1 if furthest > self._furthest else self._failures + 1
         self._furthest = max(furthest, self._furthest)
-        if self._failures > self.failure_config.max_failures:
-            return FailureDecision.RAISE
         self._bulletin.ended.remote(_told(training_failed_error))
-        return FailureDecision.RETRY
+        return FailureDecision.RAISE if self._failures > self.failure_config.max_failures else FailureDecision.RETRY
 
 
 def _told(error: TrainingFailedError) -> str:

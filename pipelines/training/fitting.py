@@ -53,6 +53,8 @@ class FitState:
     padded: int = 0
     precision: Precision | None = None
     """What is computed in: decided once, when the run begins, and kept through all restarts."""
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    """Microbatches that were left out: `epoch`, `step`, `lane`, `reason` and `rows`."""
     ledger: Ledger | None = None
     """Of the rows that each lane of each step consumed."""
 
@@ -80,6 +82,10 @@ class Channel(Protocol):
 
     def news(self, values: dict[str, Any]) -> None:
         """Tells, from the first worker, how far the run is."""
+        ...
+
+    def tell(self, sentence: str) -> None:
+        """Tells the user, from the first worker, something that he must know."""
         ...
 
 
@@ -124,14 +130,15 @@ def fit(
     assert state.ledger is not None
     pace = channel.began(state.epoch * feed.steps + state.step)
     last_checkpoint = last_news = time.monotonic()
+    leaves_at = float("-inf")
     due = False
 
-    def checkpoint(*, wait: bool = False) -> float:
+    def checkpoint() -> float:
         """Takes one; gives the time at which training goes on."""
         started = time.monotonic()
+        for tracker in trackers:
+            tracker.flush()
         _save(trainer, state, checkpoints)
-        if wait:
-            checkpoints.wait()
         ended = time.monotonic()
         state.seconds += ended - started
         return ended
@@ -143,14 +150,17 @@ def fit(
             flag = _Flag(0)
             if started - last_checkpoint > pace.interval and not checkpoints.busy:
                 flag |= _Flag.CHECKPOINT
-            if channel.ordered_to_leave():
+            if started >= leaves_at and channel.ordered_to_leave():
                 flag |= _Flag.LEAVE
             result = trainer.step(state.epoch, state.step, flag=flag)
             state.step += 1
-            if result is None:
-                state.ledger.append([0] * feed.lanes)
-                continue
             state.ledger.append(result.digests)
+            for left_out in result.skipped:
+                place = {"epoch": state.epoch, "step": state.step - 1, **vars(left_out)}
+                state.skipped.append(place)
+                channel.tell("epoch {epoch}, step {step}, lane {lane} is skipped: {reason}".format(**place))
+            if not result.texts:
+                continue
             state.losses.append(result.loss)
             state.texts += result.texts
             state.tokens += result.tokens
@@ -164,9 +174,11 @@ def fit(
                 channel.news(_news(state, feed.steps, epochs) | {"checkpoint_age": now - last_checkpoint})
             state.seconds += now - started
             if result.flag & _Flag.LEAVE:
-                checkpoint(wait=True)
-                channel.news(_news(state, feed.steps, epochs))
-                raise LeftError
+                last_checkpoint = checkpoint()
+                if checkpoints.wait():
+                    channel.news(_news(state, feed.steps, epochs))
+                    raise LeftError
+                leaves_at = last_checkpoint + pace.least  # What cannot be gone on from is not left.
             due = due or bool(result.flag & _Flag.CHECKPOINT)
             if due and state.step < feed.steps:
                 last_checkpoint, due = checkpoint(), False

@@ -19,6 +19,10 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
+    def flush(self) -> None:
+        """Writes all of it: a run that is killed goes on from here, and will not tell it again."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -38,6 +42,9 @@ class TensorBoard:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -63,6 +70,9 @@ class MLflow:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._mlflow.log_metrics({name.replace("/", "."): value for name, value in values.items()}, step=step)
 
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
     def close(self) -> None:
         self._mlflow.end_run()
 
@@ -83,6 +93,9 @@ class WandB:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
+
+    def flush(self) -> None:
+        """It writes what it has by itself, at once."""
 
     def close(self) -> None:
         self._run.finish()

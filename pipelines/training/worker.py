@@ -77,6 +77,7 @@ def train_lanes(
         schedule=build_schedule(optimizer, settings.schedule, steps, settings.warmup),
         clip=settings.clip,
         exact=settings.exact,
+        skip_bad=settings.bad_microbatch == "skip",
         rank=rank,
         workers=workers,
     )

@@ -12,6 +12,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from botocore.exceptions import BotoCoreError
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import get_device
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -69,7 +70,7 @@ class RayChannel:
         if self._rank:
             return pace
         groups = ray.get(self._bulletin.began.remote(steps, self._workers, hosts))
-        pace.failures = len(groups) - 1
+        pace.failures = sum(not group.get("ordered") for group in groups[:-1])
         pace.seconds = sum(group["last_seen"] - group["began"] for group in groups)
         threading.Thread(target=self._look_out, args=(set(nodes),), daemon=True, name="orders").start()
         return pace
@@ -85,7 +86,8 @@ class RayChannel:
 
     def tell(self, sentence: str) -> None:
         """For the user to see."""
-        self._bulletin.tell.remote(sentence)
+        if self._rank == 0:
+            self._bulletin.tell.remote(sentence)
 
     def _look_out(self, nodes: set[str]) -> None:
         while not self._leave:
@@ -108,6 +110,8 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
     room_for(settings.threads, int(gpus), "a training worker", "finetune.threads")
     per_worker = {"CPU": float(settings.threads)} | ({"GPU": 1.0} if gpus else {})
     wanted = settings.workers
+    least = (settings.threads * wanted.min, int(gpus) * wanted.min)
+    room_for(*least, f"{wanted.min} training workers", "finetune.workers.min")
     if (room := total_room(per_worker)) < wanted.max:
         progress.console.print(
             f"  there is room for {room or 'none'} of {wanted.max} workers now; training starts with "
@@ -179,8 +183,9 @@ def _showing(bulletin: Any, history: UPath, progress: Progress) -> Iterator[None
     with progress.step("training") as step:
 
         def show() -> None:
-            told, kept, written = 0, "", float("-inf")
-            while not done.wait(0.5):
+            told, kept, ended = 0, _Kept(history), False
+            while not ended:
+                ended = done.wait(0.5)
                 try:
                     news = ray.get(bulletin.read.remote(), timeout=5)
                 except ray.exceptions.RayError:
@@ -189,11 +194,7 @@ def _showing(bulletin: Any, history: UPath, progress: Progress) -> Iterator[None
                     told += 1
                     progress.console.print(f"  {sentence}", style="yellow")
                 step.update(news.get("steps", 0), _note(news, time.monotonic() - started), total=news.get("total"))
-                groups = json.dumps(news["groups"])
-                if groups != kept and time.monotonic() - written > _WRITE_SECONDS:
-                    with contextlib.suppress(OSError):  # It says how the run went, and the run goes on without it.
-                        write_whole(history, groups)
-                    kept, written = groups, time.monotonic()
+                kept.keep(news["groups"], at_once=ended)
 
         thread = threading.Thread(target=show, daemon=True, name="news")
         thread.start()
@@ -202,6 +203,23 @@ def _showing(bulletin: Any, history: UPath, progress: Progress) -> Iterator[None
         finally:
             done.set()
             thread.join()
+
+
+class _Kept:
+    """The history of the groups as it stands in the store: written at once when one begins or ends."""
+
+    def __init__(self, history: UPath) -> None:
+        self._history, self._known, self._written = history, "", float("-inf")
+
+    def keep(self, groups: list[dict[str, Any]], *, at_once: bool) -> None:
+        """Writes it, where that is due."""
+        known = json.dumps([(group["began"], group.get("cause")) for group in groups])
+        now = time.monotonic()
+        if known == self._known and not at_once and now - self._written < _WRITE_SECONDS:
+            return
+        with contextlib.suppress(OSError, BotoCoreError):  # It says how the run went, and the run goes on without it.
+            write_whole(self._history, json.dumps(groups))
+        self._known, self._written = known, now
 
 
 def _note(news: Mapping[str, Any], seconds: float) -> str:

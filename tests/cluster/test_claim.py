@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
+from cluster import claim
 from cluster.claim import claimed
 from cluster.store import ClusterError
 
@@ -20,6 +21,9 @@ with claimed(UPath(sys.argv[1]), print):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+_ELSEWHERE = '{"host": "elsewhere", "place": "another boot", "pid": 1, "token": "x", "beats": 3}'
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -75,10 +79,26 @@ def test_a_killed_process_keeps_nobody_waiting(folder: UPath) -> None:
 
 def test_another_host_that_falls_silent_is_not_waited_for(folder: UPath) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.with_name("work.claim").write_text('{"host": "elsewhere", "pid": 1, "token": "x", "beats": 3}')
+    folder.with_name("work.claim").write_text(_ELSEWHERE)
     started = time.monotonic()
     with claimed(folder, lambda _: None, silent_seconds=1):
         assert time.monotonic() - started >= 1
+
+
+def test_who_lost_its_claim_is_told_and_leaves_the_new_one_alone(
+    folder: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "_BEAT_SECONDS", 0.2)
+
+    def lose_it() -> None:
+        with claimed(folder, print):
+            folder.with_name("work.claim").write_text(_ELSEWHERE)
+            for _ in range(100):  # An interrupt comes between two of Python's steps.
+                time.sleep(0.1)
+
+    with pytest.raises(ClusterError, match=r"another process took .*work over"):
+        lose_it()
+    assert folder.with_name("work.claim").read_text() == _ELSEWHERE
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

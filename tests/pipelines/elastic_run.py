@@ -18,12 +18,8 @@ from cluster.connect import ENVIRONMENT, UNWATCHED
 
 os.environ |= ENVIRONMENT | UNWATCHED
 
-import psutil
 import ray
 import torch
-from ray._raylet import GcsClient
-from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
 
 from cluster.store import Artifact, Record, Store
@@ -33,54 +29,9 @@ from pipelines.finetune import FinetuneSettings
 from pipelines.progress import Progress
 from pipelines.stage import Task
 from tests.making import make_encoder, make_prepared
+from tests.pipelines.playground import Playground
 
-DRAIN_SECONDS = 15.0
 PATIENCE_SECONDS = 120.0
-
-
-class Playground:
-    """A cluster with a head that has no room for workers, and nodes with room for one each."""
-
-    def __init__(self, nodes: int) -> None:
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
-        self.nodes: list[Any] = []
-        for _ in range(nodes):
-            self.add()
-
-    def add(self) -> None:
-        self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=100_000_000))
-
-    def worker(self) -> None:
-        """SIGKILL of a training worker."""
-        found = [
-            process
-            for process in psutil.Process().children(recursive=True)
-            if "RayTrainWorker" in " ".join(process.cmdline() or [process.name()])
-        ]
-        found[0].kill()
-
-    def raylet(self) -> None:
-        """SIGKILL of a node's raylet."""
-        node = self.nodes.pop(0)
-        node.all_processes["raylet"][0].process.kill()
-
-    def drain(self) -> None:
-        """A node is told that it goes away, and goes."""
-        node = self.nodes.pop(0)
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        deadline = int((time.time() + DRAIN_SECONDS) * 1000)
-        accepted, why = GcsClient(address=self.cluster.address).drain_node(node.node_id, reason, "reclaimed", deadline)
-        assert accepted, why
-        gone = threading.Timer(DRAIN_SECONDS, self.cluster.remove_node, (node,), {"allow_graceful": False})
-        gone.daemon = True
-        gone.start()
-
-    def below(self) -> None:
-        """No node is left, for a while."""
-        while self.nodes:
-            self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
-        time.sleep(10)
-        self.add()
 
 
 def main(folder: Path, seed: int, events: list[str]) -> dict[str, Any]:
@@ -119,10 +70,10 @@ def main(folder: Path, seed: int, events: list[str]) -> dict[str, Any]:
     running.join()
     (disturbed,) = wild
     ours, theirs = (load_file(str(artifact.path / "model" / "model.safetensors")) for artifact in (disturbed, calm))
-    losses = [json.loads((artifact.path / "history.json").read_text())["losses"] for artifact in (disturbed, calm)]
+    histories = [json.loads((artifact.path / "history.json").read_text()) for artifact in (disturbed, calm)]
     return {
         "same_weights": all(torch.equal(ours[name], theirs[name]) for name in theirs),
-        "same_losses": losses[0] == losses[1],
+        "same_history": histories[0] == histories[1],
         "audits": [audit(artifact, store).sentence for artifact in (disturbed, calm)],
         "groups": json.loads((disturbed.path / "groups.json").read_text()),
     }

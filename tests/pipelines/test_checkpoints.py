@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 from torch.optim import AdamW
 from upath import UPath
 
@@ -85,6 +86,42 @@ def test_any_number_of_workers_goes_on_from_what_any_number_wrote(before: int, a
     state = training_state(*make(99, steps=0))
     assert Checkpoints(UPath(tmp_path), print).restore(state)
     assert_is(state, 1)
+
+
+class UnpicklableError(Exception):
+    def __reduce__(self) -> str:
+        raise TypeError("not to be sent")
+
+
+def _unlucky_worker(rank: int, workers: int, port: int, folder: str) -> None:
+    """The last worker's part of the first checkpoint cannot be written; that of the second can."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    told: list[str] = []
+    own = Checkpoints(UPath(folder), told.append, rank, workers)
+    write = FsspecWriter.write_data
+
+    def fail(*_: object) -> None:
+        raise UnpicklableError("the disk is on fire")
+
+    if rank == workers - 1:
+        FsspecWriter.write_data = fail
+    own.save(1, training_state(*make(1)), {"step": 1}, PARTS)
+    assert not own.wait()
+    FsspecWriter.write_data = write
+    own.save(2, training_state(*make(1)), {"step": 7}, PARTS)
+    assert own.wait()
+    assert len(told) == (1 if rank == 0 else 0)
+    assert all("the disk is on fire" in sentence for sentence in told)
+    dist.destroy_process_group()
+
+
+def test_what_one_worker_cannot_write_fails_on_all_and_the_next_is_tried(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    mp.spawn(_unlucky_worker, (2, port, str(tmp_path)), nprocs=2)
+    assert [folder.name.partition("-")[0] for folder in tmp_path.iterdir()] == ["000000000002"]
+    with_workers(2, tmp_path)
 
 
 def test_a_run_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def disturbed(folder: Path, seed: int, events: list[str]) -> dict[str, Any]:
 
 def assert_exact(found: dict[str, Any], interruptions: int) -> None:
     assert found["audits"] == ["exact", "exact"]
-    assert found["same_losses"]
+    assert found["same_history"]
     assert found["same_weights"]
     assert len(found["groups"]) - 1 >= interruptions
     assert all(group.get("cause", "") for group in found["groups"][:-1])

@@ -244,6 +244,30 @@ def test_a_mistake_that_one_worker_meets_ends_all_at_once(
     assert met.read_text() == "once"
 
 
+@dataclass(frozen=True)
+class FeedWithoutMemory(Feed):
+    """Memory does not suffice for one microbatch, where only the worker that owns lane 1 sees it."""
+
+    def draw_seed(self, epoch: int, step: int, lane: int) -> int:
+        if (epoch, step, lane) == (1, 3, 1):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().draw_seed(epoch, step, lane)
+
+
+def test_all_workers_skip_what_one_has_no_memory_for(
+    store: Store, prepared: Artifact, encoder: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "feed_over", lambda *arguments: FeedWithoutMemory(**asdict(feed_over(*arguments))))
+    settings = {"encoder": str(encoder), "epochs": 2, "bad_microbatch": "skip"}
+    alone, together = (
+        make_task(store, prepared, f"skipping-{workers}", workers=workers, **settings) for workers in (1, 2)
+    )
+    for task in (alone, together):
+        assert finetune.run(task)["skipped_texts"] == 8
+    assert_same_run(together, alone)
+    assert read_json(together.out / "skipped.json") == read_json(alone.out / "skipped.json")
+
+
 def test_an_encoder_that_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is no encoder: there is no config.json"):
         finetune.externals(FinetuneSettings(encoder=str(tmp_path)))

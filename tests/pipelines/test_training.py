@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,12 +19,16 @@ from models import precision
 from models.engine import load_engine
 from models.feed import Feed
 from models.labels import LabelColumn, total_classes
+from models.objectives import ClassificationObjective
+from models.settings import InputError
 from pipelines import finetune
+from pipelines.audit import compare
 from pipelines.finetune import FinetuneSettings, ScratchEncoder
-from pipelines.prepared import SplitIndex
+from pipelines.ledgers import read_ledger
+from pipelines.prepared import Prepared, SplitIndex
 from pipelines.progress import Progress
 from pipelines.stage import Task
-from pipelines.training import fitting
+from pipelines.training import fitting, worker
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.pace import Pace
 from pipelines.training.worker import WorkerJob, train_lanes
@@ -42,15 +46,13 @@ class Watched(Checkpoints):
     """Checkpoints of the one worker, which is killed after `kill_after` of them, if that is set."""
 
     def __init__(self, folder: Path, kill_after: int | None = None) -> None:
-        super().__init__(UPath(folder), self.told_to_user.append)
+        super().__init__(UPath(folder), pytest.fail)
         self.kill_after = kill_after
         self.taken: list[int] = []
 
-    told_to_user: ClassVar[list[str]] = []
-
     def save(self, steps: int, *arguments: Any) -> None:
         super().save(steps, *arguments)
-        self.wait()
+        assert self.wait()
         self.taken.append(steps)
         if len(self.taken) == self.kill_after:
             raise KilledError
@@ -69,6 +71,9 @@ class LoneChannel:
         return False
 
     def news(self, values: dict[str, Any]) -> None:
+        pass
+
+    def tell(self, sentence: str) -> None:
         pass
 
 
@@ -272,3 +277,51 @@ def test_checkpoints_come_by_the_clock_and_a_killed_run_goes_on(
     curves = EventAccumulator(str(out / "tensorboard")).Reload()
     assert [event.step for event in curves.Scalars("train/loss")] == list(range(1, len(wanted) + 1))
     assert len(curves.Scalars("validation/accuracy")) == 4
+
+
+class FaultyObjective(ClassificationObjective):
+    """Fails for one microbatch, which it knows by the seed of its draws."""
+
+    fault: ClassVar[str]
+    seed: ClassVar[int]
+
+    def __call__(self, logits: torch.Tensor, labels: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        loss = super().__call__(logits, labels)
+        if torch.initial_seed() != self.seed:
+            return loss
+        match self.fault:
+            case "loss":
+                return loss * math.nan
+            case "gradient":
+                return loss + (logits * 0).sqrt().sum()
+            case _:
+                return loss + torch.ones(1 << 50).sum()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("loss", "the loss is not finite"),
+        ("gradient", "the gradient is not finite"),
+        ("memory", "memory does not suffice"),
+    ],
+)
+def test_a_bad_microbatch_ends_the_run_or_is_skipped(
+    fault: str, told: str, exact: bool, run: Run, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"encoder": str(bert), "dropout": 0.0, "exact": exact}
+    run(settings | {"epochs": 1})
+    prepared = Prepared(UPath(tmp_path / "prepared"))
+    feed = finetune.feed_over(prepared.index.splits["train"], 4, 4, 0)
+    monkeypatch.setattr(worker, "ClassificationObjective", FaultyObjective)
+    FaultyObjective.fault, FaultyObjective.seed = fault, feed.draw_seed(1, 2, 1)
+    with pytest.raises(InputError, match=rf"^{told}.* at epoch 1, step 2, lane 1 \(rows \d+, .*bad_microbatch=skip\.$"):
+        run(settings, checkpoints=Watched(tmp_path / "stopped"))
+    metrics, out = run(settings | {"bad_microbatch": "skip"}, checkpoints=Watched(tmp_path / "skipping"))
+    assert_usable(metrics, out)
+    (left_out,) = json.loads((out / "skipped.json").read_text())
+    assert (left_out["epoch"], left_out["step"], left_out["lane"]) == (1, 2, 1)
+    assert told in left_out["reason"]
+    assert metrics["skipped_texts"] == len(left_out["rows"]) == 4
+    assert compare(feed, prepared, read_ledger(UPath(out)), 2).sentence == "exact, but for 4 rows that were skipped"
