@@ -92,7 +92,7 @@ class RayChannel:
     def _look_out(self, nodes: set[str]) -> None:
         while not self._leave:
             time.sleep(_LOOK_SECONDS)
-            with contextlib.suppress(ray.exceptions.RayError):
+            with contextlib.suppress(Exception):  # The head may be busy or away for a while.
                 if going := nodes & draining().keys():
                     ray.get(self._bulletin.order_to_leave.remote(f"{len(going)} of its nodes were to be taken away"))
                 self._leave = ray.get(self._bulletin.order.remote()) is not None
