@@ -44,7 +44,7 @@ def main(folder: Path, seed: int, events: list[str]) -> dict[str, Any]:
 
     def run(name: str, **settings: Any) -> Artifact:
         chosen = FinetuneSettings(
-            encoder=str(encoder), microbatch=4, epochs=2 + 2 * len(events), trackers=(), resize_seconds=5, **settings
+            encoder=str(encoder), microbatch=4, epochs=2 + 3 * len(events), trackers=(), resize_seconds=5, **settings
         )
         out = store.folder("finetune", name)
         metrics = finetune.run(Task(chosen, {"prepare": prepared}, out, Progress(), "elastic"))
