@@ -1,5 +1,6 @@
 """A small cluster whose nodes and workers can be killed, drained and added: several raylets on this host."""
 
+import contextlib
 import threading
 import time
 from typing import Any
@@ -26,12 +27,12 @@ class Playground:
 
     def worker(self) -> None:
         """SIGKILL of a training worker."""
-        found = [
-            process
-            for process in psutil.Process().children(recursive=True)
-            if "RayTrainWorker" in " ".join(process.cmdline() or [process.name()])
-        ]
-        found[0].kill()
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # Others come and go meanwhile.
+                if "RayTrainWorker" in " ".join(process.cmdline() or [process.name()]):
+                    process.kill()
+                    return
+        raise LookupError("there is no training worker")
 
     def host(self) -> None:
         """SIGKILL of a node's raylet and of all that runs on the node, as when a host is lost."""

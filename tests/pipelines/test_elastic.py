@@ -41,7 +41,7 @@ def test_a_run_whose_nodes_come_and_go_is_the_run_of_one_worker(tmp_path: Path) 
     assert drained
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [2, 3])
 def test_ten_events_of_all_kinds_change_nothing(seed: int, tmp_path: Path) -> None:
     events = ["worker", "raylet", "add", "drain", "add", "below", "add", "worker", "add", "worker"]
