@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from botocore.exceptions import BotoCoreError
 from upath import UPath
 
-from cluster.store import ClusterError, is_local, telling_storage_errors
+from cluster.store import STORAGE_ERRORS, ClusterError, is_local, telling_storage_errors
 
 _BEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0
 _SETTLE_SECONDS = 0.5
-_TROUBLE = (OSError, BotoCoreError)
 
 
 def _place() -> str:
@@ -89,7 +87,7 @@ def claimed(folder: UPath, tell: Callable[[str], None], *, silent_seconds: float
     finally:
         ended.set()
         beating.join()
-        with contextlib.suppress(*_TROUBLE):
+        with contextlib.suppress(*STORAGE_ERRORS):
             if (left := _read(path)) and left.token == own.token:
                 path.fs.rm_file(path.path)
 
@@ -172,7 +170,7 @@ def _read(path: UPath) -> _Owner | None:
 def _beat(path: UPath, own: _Owner, ended: threading.Event, lost: threading.Event) -> None:
     while not ended.wait(_BEAT_SECONDS):
         # A store that cannot be reached for a while is told by whoever has work to write there.
-        with contextlib.suppress(*_TROUBLE):
+        with contextlib.suppress(*STORAGE_ERRORS):
             found = _read(path)
             if found and found.token != own.token:
                 lost.set()

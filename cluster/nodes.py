@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -11,19 +12,23 @@ from ray._private.state import state
 _ANSWER_SECONDS = 1.0
 
 
-def free_room(bundle: Mapping[str, float], held: Mapping[str, int]) -> int:
-    """How many times the resources of `bundle` are free, each on one node that answers and stays.
+@dataclass(frozen=True)
+class Room:
+    """How many times the nodes that answer and stay have some resources, each time on one node."""
 
-    Those that are held, so many times on each node by its id, count as free.
-    """
+    free: int
+    total: int
+    """Free or not."""
+
+
+def room(bundle: Mapping[str, float], held: Mapping[str, int]) -> Room:
+    """The room for the resources of `bundle`; those that are held, so often on each node by its id, count as free."""
     available = state.available_resources_per_node()
-    nodes = [node["NodeID"] for node in _staying()]
-    return sum(_fits(available.get(node, {}), bundle) + held.get(node, 0) for node in nodes)
-
-
-def total_room(bundle: Mapping[str, float]) -> int:
-    """How many times the nodes that answer and stay have the resources of `bundle`, free or not."""
-    return sum(_fits(node["Resources"], bundle) for node in _staying())
+    nodes = list(_staying())
+    return Room(
+        free=sum(_fits(available.get(node["NodeID"], {}), bundle) + held.get(node["NodeID"], 0) for node in nodes),
+        total=sum(_fits(node["Resources"], bundle) for node in nodes),
+    )
 
 
 def draining() -> dict[str, int]:

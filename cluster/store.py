@@ -24,6 +24,9 @@ from typing import Any
 from botocore.exceptions import BotoCoreError
 from upath import UPath
 
+STORAGE_ERRORS = (OSError, BotoCoreError)
+"""What an unreachable or full store raises; botocore's own errors are no OSErrors."""
+
 RECORD = "artifact.json"
 WORK = "work"
 
@@ -191,7 +194,7 @@ def telling_storage_errors(what: str, setting: str = "store=PATH") -> Iterator[N
         yield
     except ClusterError:
         raise
-    except (OSError, BotoCoreError) as error:
+    except STORAGE_ERRORS as error:
         reason = {
             errno.ENOSPC: "no space is left there; free some and run the same command again",
             errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",

@@ -12,7 +12,7 @@ class InputError(Exception):
     """A mistake in what the user gave (data, recipe, request): one sentence that says what and where."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says in its first line; its kind, where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 

@@ -110,7 +110,7 @@ class LaneTrainer:
         self.sums: GradientSum = FixedPointSum(self.parameters, sparse) if exact else FloatSum(self.parameters)
 
     def step(self, epoch: int, step: int, flag: int = 0) -> StepResult:
-        """One optimizer step. The first worker's `flag`, a small number, reaches all workers in their results.
+        """One optimizer step. The first worker's `flag`, a small number, reaches all workers with its results, if any.
 
         Raises:
             InputError: a microbatch's loss or gradient is not finite, or memory does not suffice for it, and such are
@@ -134,7 +134,7 @@ class LaneTrainer:
                 raise InputError(self._told(epoch, step, *next(iter(bad.items()))))
             skipped |= bad
         else:
-            outcome = _Outcome([0.0], [0] * self.feed.lanes, 0, 0, flag if self.rank == 0 else 0, {})
+            outcome = _Outcome([0.0], [0] * self.feed.lanes, 0, 0, 0, {})
         left_out = [Skipped(lane, reason, self._rows(epoch, step, lane)) for lane, reason in skipped.items()]
         digests = list(outcome.digests)
         for each in left_out:

@@ -46,8 +46,6 @@ class Epoch:
 class Audit:
     """What an audit found."""
 
-    rows: int
-    """Of the training set."""
     epochs: list[Epoch]
     cut_short: int
     """Steps that the ledger does not have."""
@@ -98,7 +96,7 @@ def compare(feed: Feed, prepared: Prepared, ledger: NDArray[np.int64], epochs_ru
         _epoch(number, feed, prepared, ledger[start : start + feed.steps])
         for number, start in enumerate(range(0, len(ledger), feed.steps))
     ]
-    return Audit(feed.rows, epochs, epochs_run * feed.steps - len(ledger))
+    return Audit(epochs, epochs_run * feed.steps - len(ledger))
 
 
 def _epoch(number: int, feed: Feed, prepared: Prepared, ledger: NDArray[np.int64]) -> Epoch:

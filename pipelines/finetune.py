@@ -3,7 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -18,6 +19,7 @@ from pipelines.metrics import check_metric, labelled
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_identity
 from pipelines.stage import Task
+from pipelines.training.interruptions import GROUPS
 from pipelines.training.lanes import feed_over, read_labels
 from pipelines.training.report import write_report
 from pipelines.training.trackers import TrackerName
@@ -45,40 +47,45 @@ class ScratchEncoder(Settings):
         return heads
 
 
-class Workers(Settings):
+class _Bounds(Settings):
+    """A least and a most; `ALONE` names those of them that a number alone sets."""
+
+    ALONE: ClassVar[tuple[str, ...]]
+    NUMBER: ClassVar[type | UnionType]
+
+    min: float
+    max: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, given: Any) -> Any:
+        return dict.fromkeys(cls.ALONE, given) if isinstance(given, cls.NUMBER) else given
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min, which is {self.min:g}, must not be above max, which is {self.max:g}")
+        return self
+
+
+class Workers(_Bounds):
     """How many workers train: as many as there is room for, within bounds; a number alone is the most."""
+
+    ALONE = ("max",)
+    NUMBER = int
 
     min: int = Field(1, ge=1, description="With room for fewer, training waits.")
     max: int = Field(1, ge=1, description="With room for more, it takes no more; at most as many as lanes.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _number(cls, given: Any) -> Any:
-        return {"max": given} if isinstance(given, int) else given
 
-    @model_validator(mode="after")
-    def _ordered(self) -> "Workers":
-        if self.min > self.max:
-            raise ValueError(f"min, which is {self.min}, must not be above max, which is {self.max}")
-        return self
-
-
-class CheckpointSeconds(Settings):
+class CheckpointSeconds(_Bounds):
     """Bounds of the time between checkpoints; a number alone is the time."""
+
+    ALONE = ("min", "max")
+    NUMBER = int | float
 
     min: float = Field(10.0, gt=0, description="They come no oftener.")
     max: float = Field(600.0, gt=0, description="They come no rarer.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _number(cls, given: Any) -> Any:
-        return {"min": given, "max": given} if isinstance(given, int | float) else given
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "CheckpointSeconds":
-        if self.min > self.max:
-            raise ValueError(f"min, which is {self.min:g}, must not be above max, which is {self.max:g}")
-        return self
 
 
 class FinetuneSettings(Settings):
@@ -172,9 +179,8 @@ def run(task: Task) -> dict[str, Any]:
     state = outcome.state
     history = {"losses": state.losses, "validations": state.validations}
     (task.out / "history.json").write_text(json.dumps(history), encoding="utf-8")
-    (task.out / "groups.json").write_text(json.dumps(outcome.groups, indent=1), encoding="utf-8")
+    (task.out / GROUPS).write_text(json.dumps(outcome.groups, indent=1), encoding="utf-8")
     (task.out / "skipped.json").write_text(json.dumps(state.skipped, indent=1), encoding="utf-8")
-    assert state.ledger is not None
     write_ledger(task.out, state.ledger.entries, feed.steps)
     best = state.validations[state.best_epoch]
     metrics = {

@@ -13,7 +13,7 @@ from upath import UPath
 
 from cluster.store import Artifact, Store, read_artifact
 from models.settings import InputError
-from pipelines.training.interruptions import interruptions
+from pipelines.training.interruptions import GROUPS, interruptions
 from recipes.printing import plain_table
 
 if TYPE_CHECKING:
@@ -147,12 +147,18 @@ def print_audit(artifact: Artifact, result: "Audit", console: Console) -> None:
         for e in result.epochs
     ]
     console.print(plain_table([[f"{value:,}" for value in each] for each in counts], header, numbers=True))
-    disturbed = interruptions(json.loads((artifact.path / "groups.json").read_text(encoding="utf-8")))
+    disturbed = interruptions(json.loads((artifact.path / GROUPS).read_text(encoding="utf-8")))
     if disturbed:
         told = [
-            (each.time, f"{each.step:,}", f"{each.recomputed:,}", f"{each.seconds:,.1f}", workers, each.cause)
+            [
+                each.time,
+                f"{each.step:,}",
+                f"{each.recomputed:,}",
+                f"{each.seconds:,.1f}",
+                f"{each.before} -> {each.after}",
+                each.cause,
+            ]
             for each in disturbed
-            if (workers := f"{each.before} -> {each.after}")
         ]
         console.print(plain_table(told, ("interrupted", "at step", "recomputed", "seconds lost", "workers", "cause")))
     left_out = json.loads((artifact.path / "skipped.json").read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from cluster.connect import connected
 # A slow machine is no failure.
 hypothesis.settings.register_profile("shoal", deadline=None)
 hypothesis.settings.load_profile("shoal")
-# Runs of seconds, with several checkpoints a second: Ray Train takes one at each health check.
+# Runs of seconds: their end, and a lost worker, are noticed at the next health check.
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
 
 

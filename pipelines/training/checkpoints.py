@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from botocore.exceptions import BotoCoreError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -33,7 +32,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from upath import UPath
 
-from cluster.store import is_local, local_copy, remove_tree, write_whole
+from cluster.store import STORAGE_ERRORS, is_local, local_copy, remove_tree, write_whole
+from models.settings import first_line
 
 MANIFEST = "checkpoint.json"
 HISTORY = "history.safetensors"
@@ -122,7 +122,7 @@ class Checkpoints:
                 remove_tree(writer.folder)  # The next one may need its room.
             raise
         if self._rank == 0:
-            with contextlib.suppress(OSError, BotoCoreError):  # There is time for that later.
+            with contextlib.suppress(*STORAGE_ERRORS):  # There is time for that later.
                 for old in self._whole()[_KEPT:]:
                     remove_tree(self._folder / old)
         return stood + time.thread_time() - began
@@ -193,18 +193,14 @@ def _damage(folder: UPath) -> str | None:
     except (ValueError, KeyError, AttributeError):
         return f"{MANIFEST} cannot be read"
     for name, wanted in files:
-        digest, size = hashlib.sha256(), 0
         try:
+            if (size := (folder / name).stat().st_size) != wanted["bytes"]:
+                return f"{name} has {size:,} bytes instead of {wanted['bytes']:,}"
             with (folder / name).open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-                    size += len(block)
+                if hashlib.file_digest(file, "sha256").hexdigest() != wanted["sha256"]:
+                    return f"{name} is not what was written"
         except FileNotFoundError:
             return f"{name} is missing"
-        if size != wanted["bytes"]:
-            return f"{name} has {size:,} bytes instead of {wanted['bytes']:,}"
-        if digest.hexdigest() != wanted["sha256"]:
-            return f"{name} is not what was written"
     return None
 
 
@@ -293,4 +289,4 @@ def _reason(error: BaseException) -> str:
         error = wrapped[0] if isinstance(wrapped, tuple) else wrapped
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
+    return first_line(error)

@@ -26,7 +26,7 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from cluster.logs import causes
-from cluster.nodes import free_room, total_room
+from cluster.nodes import room
 from cluster.store import ClusterError
 from models.settings import InputError
 from pipelines.training.fitting import LeftError
@@ -91,17 +91,17 @@ class NodesNow(ElasticScalingPolicy):
         per_worker = config._resources_per_worker_not_none
         try:
             # What the last group holds is given back when the next one is decided on.
-            free = min(free_room(per_worker, self._held), config.max_workers)
-            total = min(total_room(per_worker), config.max_workers)
+            there = room(per_worker, self._held)
         except Exception:  # The head is busy or away; from here Ray Train would give the run up.
             return self._later()
+        free, total = min(there.free, config.max_workers), min(there.total, config.max_workers)
         self._waiting_since = self._waiting_since or now
         settled = now - self._waiting_since > _SETTLE_SECONDS
         if free < config.min_workers or (free < total and not settled):
             if not settled:
                 return self._later()
-            there = "free room" if total >= config.min_workers else "room"
-            self._bulletin.post.remote({"waiting": f"{there} for {free} of at least {config.min_workers} workers"})
+            kind = "free room" if total >= config.min_workers else "room"
+            self._bulletin.post.remote({"waiting": f"{kind} for {free} of at least {config.min_workers} workers"})
             if total < config.min_workers:
                 return self._later()
             # Others hold it, or a group that ended before it was seen here; the placement group waits for it a while.
@@ -128,7 +128,7 @@ class NodesNow(ElasticScalingPolicy):
             return NoopDecision()
         self._looked = now
         try:
-            possible = min(free_room(config._resources_per_worker_not_none, self._held), config.max_workers)
+            possible = min(room(config._resources_per_worker_not_none, self._held).free, config.max_workers)
         except Exception:  # As above.
             return NoopDecision()
         if possible > workers and self._seen_larger:

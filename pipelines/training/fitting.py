@@ -38,6 +38,8 @@ class _Flag(IntFlag):
 class FitState:
     """How far a run is: the cursor (epoch, step) of the next step, and what has been seen so far."""
 
+    ledger: Ledger
+    """Of the rows that each lane of each step consumed."""
     epoch: int = 0
     step: int = 0
     losses: list[float] = field(default_factory=list)
@@ -55,8 +57,6 @@ class FitState:
     """What is computed in: decided once, when the run begins, and kept through all restarts."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Microbatches that were left out: `epoch`, `step`, `lane`, `reason` and `rows`."""
-    ledger: Ledger | None = None
-    """Of the rows that each lane of each step consumed."""
 
     @property
     def texts_per_second(self) -> float:
@@ -127,7 +127,6 @@ def fit(
         LeftError: the channel ordered it; a checkpoint was taken.
     """
     feed = trainer.feed
-    assert state.ledger is not None
     pace = channel.began(state.epoch * feed.steps + state.step)
     last_checkpoint = last_news = time.monotonic()
     leaves_at = float("-inf")
@@ -201,7 +200,6 @@ def fit(
 
 
 def _save(trainer: LaneTrainer, state: FitState, checkpoints: Checkpoints) -> None:
-    assert state.ledger is not None
     grown = {"losses", "ledger"}
     progress = {name: value for name, value in vars(state).items() if name not in grown}
     checkpoints.save(

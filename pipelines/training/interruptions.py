@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+GROUPS = "groups.json"
+"""The history of a run's groups of workers, in its artifact and, until then, in its working folder."""
+
 
 @dataclass(frozen=True)
 class Interruption:

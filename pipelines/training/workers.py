@@ -12,7 +12,6 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from botocore.exceptions import BotoCoreError
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import get_device
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -23,18 +22,18 @@ from upath import UPath
 from cluster.connect import room_for
 from cluster.logs import causes
 from cluster.memory import training_environment
-from cluster.nodes import draining, total_room
-from cluster.store import ClusterError, is_local, write_whole
+from cluster.nodes import draining, room
+from cluster.store import STORAGE_ERRORS, ClusterError, is_local, write_whole
 from models.settings import InputError
 from pipelines.progress import Progress
 from pipelines.training.bulletin import Bulletin
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.elastic import ElasticTrainer
 from pipelines.training.fitting import FitState
+from pipelines.training.interruptions import GROUPS
 from pipelines.training.pace import Pace
 from pipelines.training.worker import WorkerJob, train_lanes
 
-_GROUPS = "groups.json"
 _LOOK_SECONDS = 0.5
 _WRITE_SECONDS = 5.0
 _SOON_SECONDS = 60.0
@@ -62,13 +61,12 @@ class RayChannel:
         """Has the first worker tell, and look out for orders from now on."""
         pace = Pace(self._bounds.min, self._bounds.max)
         context = ray.get_runtime_context()
-        nodes: list[Any] = [context.get_node_id()] * self._workers
-        hosts: list[Any] = [ray.util.get_node_ip_address()] * self._workers
+        places: list[Any] = [(context.get_node_id(), ray.util.get_node_ip_address())] * self._workers
         if self._workers > 1:
-            dist.all_gather_object(nodes, nodes[0])
-            dist.all_gather_object(hosts, hosts[0])
+            dist.all_gather_object(places, places[0])
         if self._rank:
             return pace
+        nodes, hosts = map(list, zip(*places, strict=True))
         groups = ray.get(self._bulletin.began.remote(steps, self._workers, hosts))
         pace.failures = sum(not group.get("ordered") for group in groups[:-1])
         pace.seconds = sum(group["last_seen"] - group["began"] for group in groups)
@@ -112,12 +110,12 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
     wanted = settings.workers
     least = (settings.threads * wanted.min, int(gpus) * wanted.min)
     room_for(*least, f"{wanted.min} training workers", "finetune.workers.min")
-    if (room := total_room(per_worker)) < wanted.max:
+    if (total := room(per_worker, {}).total) < wanted.max:
         progress.console.print(
-            f"  there is room for {room or 'none'} of {wanted.max} workers now; training starts with "
-            f"{'those' if room >= wanted.min else 'the first that find room'} and ends in the same weights"
+            f"  there is room for {total or 'none'} of {wanted.max} workers now; training starts with "
+            f"{'those' if total >= wanted.min else 'the first that find room'} and ends in the same weights"
         )
-    history = job.work / _GROUPS
+    history = job.work / GROUPS
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # On this node, for the run goes on without all others.
     actor: Any = ray.remote(Bulletin)
@@ -132,7 +130,7 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
         ),
         run_config=RunConfig(
             name="train",
-            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=-1),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={} if gpus else {"env_vars": training_environment()},
             **_storage(job.work),
@@ -217,7 +215,7 @@ class _Kept:
         now = time.monotonic()
         if known == self._known and not at_once and now - self._written < _WRITE_SECONDS:
             return
-        with contextlib.suppress(OSError, BotoCoreError):  # It says how the run went, and the run goes on without it.
+        with contextlib.suppress(*STORAGE_ERRORS):  # It says how the run went, and the run goes on without it.
             write_whole(self._history, json.dumps(groups))
         self._known, self._written = known, now
 

@@ -34,13 +34,6 @@ class Playground:
                     return
         raise LookupError("there is no training worker")
 
-    def host(self) -> None:
-        """SIGKILL of a node's raylet and of all that runs on the node, as when a host is lost."""
-        node = self.nodes.pop(0)
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        for process in (raylet, *raylet.children(recursive=True)):
-            process.kill()
-
     def raylet(self) -> None:
         """SIGKILL of a node's raylet."""
         node = self.nodes.pop(0)
