@@ -39,6 +39,7 @@ from upath import UPath
 from cluster.connect import connected
 from cluster.memory import training_environment
 from cluster.store import Store
+from models import dropout
 from models.encoders import build_classifier
 from models.objectives import ClassificationObjective
 from models.precision import agreed
@@ -184,6 +185,7 @@ def bare_loop(data: UPath, epochs: int, settings: Any) -> float:
         model = build_classifier(prepared.index.labels, seed=seed, pretrained=encoder)
     optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
     reader = LaneReader(feed, lambda number: read_feed_chunk(prepared, feed, number), range(feed.lanes))
+    dropout.use_stream(model)
     loop = LaneTrainer(
         model,
         ClassificationObjective(prepared.index.labels),

@@ -7,6 +7,8 @@ numpy. Like torch's, the stream is one for the process: `seed` begins it anew.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,26 @@ def seed(value: int) -> None:
     """Begins the process's stream of masks that belongs to `value`, at least 0."""
     global _bits
     _bits = np.random.SFC64(value)
+
+
+def replayed() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For `torch.utils.checkpoint`: the second block draws what the first one drew, and leaves the stream as it was."""
+    kept: list[Any] = []
+
+    @contextmanager
+    def remember() -> Iterator[None]:
+        kept.append(_bits.state)
+        yield
+
+    @contextmanager
+    def replay() -> Iterator[None]:
+        now, _bits.state = _bits.state, kept[0]
+        try:
+            yield
+        finally:
+            _bits.state = now
+
+    return remember(), replay()
 
 
 def dropped(values: Tensor, probability: float) -> Tensor:

@@ -20,7 +20,7 @@ from models.batches import CPU_PADDING, GPU_PADDING, group_by_length
 from models.classifier import ClassifierSpec, load
 from models.encoders import set_padding
 from models.labels import LabelColumn, spans, total_classes
-from models.precision import Precision, autocast, supported
+from models.precision import DTYPES, Precision, autocast, usable
 from models.settings import InputError
 from models.text import cleaned
 
@@ -83,7 +83,7 @@ class TorchEngine:
     ) -> None:
         self.spec = spec
         self.precision: Precision = precision
-        """What is used in fact: bf16 falls back to fp32 where the hardware has no instructions for it."""
+        """What is used in fact: half precision falls back where the hardware has no instructions for it."""
         self.device = next(model.parameters()).device
         self.max_padding = CPU_PADDING if self.device.type == "cpu" else GPU_PADDING
         """The share of a batch that may be padding before it is slower than two batches."""
@@ -211,7 +211,7 @@ def load_engine(
 
     Args:
         folder: as `models.classifier.save` writes it.
-        precision: bf16 is used only where the hardware computes it natively; `engine.precision` tells.
+        precision: where the hardware has no instructions for it, the next best is used; `engine.precision` tells.
         threads: CPU threads of this process, as torch sets by itself where None.
         temperature: by label column, what its logits are divided by; 1 where absent.
 
@@ -229,11 +229,10 @@ def load_engine(
     backend.enable_truncation(spec.max_length)
     pad_id = set_padding(model, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not supported(device):
-        precision = "fp32"
+    precision = usable(precision, device)
     nn.Module.to(model, device).requires_grad_(False)
-    if precision == "bf16":
-        _store_weights_as_bf16(model)
+    if precision != "fp32":
+        _store_weights_as(model, DTYPES[precision])
     return TorchEngine(
         model,
         backend,
@@ -245,11 +244,11 @@ def load_engine(
     )
 
 
-def _store_weights_as_bf16(model: PreTrainedModel) -> None:
+def _store_weights_as(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Rounds the matrices once: autocast would do so again at every call, which costs more than a short text."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
+            module.to(dtype)
 
 
 def _probabilities(logits: FloatArray, column: LabelColumn) -> FloatArray:

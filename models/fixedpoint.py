@@ -36,6 +36,9 @@ class GradientOverflowError(ArithmeticError):
 class GradientSum(Protocol):
     """Sums gradients over the lanes of a step and over the workers."""
 
+    loss_scale: float
+    """A power of two that the losses were multiplied by, which is taken out of the gradients again."""
+
     def reduce(self) -> None:
         """Adds up over the workers and sets each parameter's `.grad`; every worker must call it.
 
@@ -66,6 +69,7 @@ class FloatSum:
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         self._parameters = [p for p in parameters if p.requires_grad]
+        self.loss_scale = 1.0
 
     def reduce(self) -> None:
         """Adds up over the workers and sets each parameter's `.grad`."""
@@ -74,15 +78,20 @@ class FloatSum:
                 parameter.grad = torch.zeros_like(parameter)
             elif parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        self._reduce_over_workers(gradients)
+        if self.loss_scale != 1:
+            torch._foreach_mul_(gradients, 1 / self.loss_scale)
+        if not self.holds():
+            self.forget()
+            raise GradientOverflowError("a gradient is not finite; lower the learning rate or look at the data")
+
+    def _reduce_over_workers(self, gradients: Sequence[Tensor]) -> None:
         if dist.is_initialized() and dist.get_world_size() > 1:
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             dist.all_reduce(flat)
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
-        if not self.holds():
-            self.forget()
-            raise GradientOverflowError("a gradient is not finite; lower the learning rate or look at the data")
 
     def holds(self) -> bool:
         """Whether the gradients are finite."""
@@ -124,7 +133,7 @@ class FixedPointSum:
         ]
         device = self._parameters[0].device
         self._bounds = torch.zeros(len(self._parameters), dtype=torch.float64, device=device)
-        self._scale = torch.tensor(_SCALE)
+        self.loss_scale = 1.0
         self._float_block = torch.empty(_BLOCK)
         self._integer_block = torch.empty(_BLOCK, dtype=torch.int32)
         self._long_block = torch.empty(_BLOCK, dtype=torch.int64)
@@ -225,7 +234,7 @@ class FixedPointSum:
                 rows, values = gradient._indices()[0], gradient._values()
                 touched[rows] = 1
                 self._note_bound(position, values, len(values))
-                self._sums[position].index_add_(0, rows, (values * _SCALE).round_().to(torch.int64))
+                self._sums[position].index_add_(0, rows, (values * self._scale).round_().to(torch.int64))
 
         return take
 
@@ -233,12 +242,13 @@ class FixedPointSum:
         """Adds the most that the gradient can change a sum by; NaN and infinity carry through."""
         if gradient.numel():
             low, high = torch.aminmax(gradient)
-            self._bounds[position] += torch.maximum(-low, high) * terms + 1.0 / _SCALE
+            largest = torch.maximum(-low, high) / self.loss_scale
+            self._bounds[position] += largest * terms + 1.0 / _SCALE
 
     def _add(self, gradient: Tensor, position: int) -> None:
         self._note_bound(position, gradient)
         if gradient.device.type != "cpu":
-            self._sums[position].view(-1).add_((gradient * _SCALE).round_().to(torch.int64))
+            self._sums[position].view(-1).add_((gradient * self._scale).round_().to(torch.int64))
             return
         if self._sums[position].dtype == torch.int32 and not float(self._bounds[position]) < _LARGEST_32:
             self._sums[position] = self._sums[position].to(torch.int64)
@@ -249,6 +259,11 @@ class FixedPointSum:
             torch.mul(part, self._scale, out=scaled)
             rounded.copy_(scaled.round_())
             sums.add_(rounded)
+
+    @property
+    def _scale(self) -> float:
+        """From a gradient of a scaled loss to fixed point."""
+        return _SCALE / self.loss_scale
 
     def _zeros(self, position: int) -> Tensor:
         parameter = self._parameters[position]

@@ -3,6 +3,9 @@
 Worker `rank` of `workers` owns the lanes rank, rank + workers, ... Each lane runs its microbatch forward and
 backward with its own seed; the gradients are summed over lanes and workers (`FixedPointSum`), and every worker then
 takes the same optimizer step. Nothing else is shared but the lanes' losses, once a step.
+
+A sharded model (`models.sharding`) computes with all workers at once, so that one without a lane to run goes through
+the motions with an idle microbatch of weight zero.
 """
 
 import math
@@ -18,11 +21,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, get_scheduler
 
 from models import dropout
+from models.encoders import set_training
 from models.feed import Feed
 from models.fixedpoint import FixedPointSum, FloatSum, GradientSum
 from models.ledger import digest
-from models.precision import Precision, autocast
+from models.precision import LossScale, Precision, autocast
 from models.settings import InputError
+from models.sharding import ShardedSum, is_sharded
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,9 @@ class LaneTrainer:
             batch: the microbatch at (epoch, step, lane), or None for a dry lane.
             optimizer: over the model's parameters.
             schedule: of its rate; goes on by one a step.
-            precision: of the forward and backward passes.
+            precision: of the forward and backward passes; in fp16 losses are scaled (`models.precision.LossScale`).
             clip: the largest norm of a step's gradient.
-            exact: sum gradients in fixed point.
+            exact: sum gradients in fixed point; a sharded model cannot.
             skip_bad: leave microbatches out whose loss or gradient is not finite, or for which memory does not suffice.
             rank: of this worker.
             workers: how many there are.
@@ -103,11 +108,17 @@ class LaneTrainer:
         self.precision, self.clip, self.rank, self.workers = precision, clip, rank, workers
         self.skip_bad = skip_bad
         self.device = next(model.parameters()).device
+        self.scale = LossScale()
+        self.sharded = is_sharded(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        sparse = _make_embedding_sparse(model)
-        if self.device.type == "cpu":
-            dropout.use_stream(model)
-        self.sums: GradientSum = FixedPointSum(self.parameters, sparse) if exact else FloatSum(self.parameters)
+        self.sums: GradientSum
+        if self.sharded:
+            if exact:
+                raise ValueError("gradients of a sharded model are not summed in fixed point")
+            self.sums = ShardedSum(self.parameters)
+        else:
+            sparse = _make_embedding_sparse(model)
+            self.sums = FixedPointSum(self.parameters, sparse) if exact else FloatSum(self.parameters)
 
     def step(self, epoch: int, step: int, flag: int = 0) -> StepResult:
         """One optimizer step. The first worker's `flag`, a small number, reaches all workers with its results, if any.
@@ -118,6 +129,7 @@ class LaneTrainer:
         """
         rows = self.feed.lane_rows(epoch, step)
         skipped: dict[int, str] = {}
+        scale = self.scale.value
         while texts := sum(count for lane, count in enumerate(rows) if lane not in skipped):
             outcome = self._run_lanes(epoch, step, texts, flag, skipped)
             bad = outcome.bad
@@ -126,7 +138,10 @@ class LaneTrainer:
                     self.sums.reduce()
                     break
                 except ArithmeticError as error:
+                    if self.precision == "fp16" and self.scale.lower():
+                        continue
                     bad = self._without_gradient(epoch, step, texts, skipped)
+                    self.scale.value = scale  # It was not to blame.
                     if not bad:  # No lane by itself is to blame.
                         raise InputError(f"at epoch {epoch}, step {step}: {error}.") from error
             self.sums.forget()
@@ -148,6 +163,7 @@ class LaneTrainer:
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
                 self.schedule.step()
             return result
+        self.scale.held()
         self.sums.clip(self.clip)
         self.optimizer.step()
         self.schedule.step()
@@ -164,9 +180,10 @@ class LaneTrainer:
         tokens = padded = 0
         # One autocast region for all lanes, so that the weights are cast once a step.
         with autocast(self.device, self.precision):
-            for lane in range(self.rank, lanes, self.workers):
-                batch = None if lane in skipped else self.batch(epoch, step, lane)
+            for lane in range(self.rank, lanes + self.rank, self.workers):
+                batch = self._batch(epoch, step, lane, skipped)
                 if batch is None:
+                    self.idle()
                     continue
                 tokens += int(batch.inputs["attention_mask"].sum())
                 padded += batch.inputs["attention_mask"].numel()
@@ -176,6 +193,8 @@ class LaneTrainer:
                 except (RuntimeError, MemoryError) as error:
                     if not _out_of_memory(error):
                         raise
+                    if self.sharded:  # The others wait for this worker in the middle of a layer.
+                        raise InputError(self._told(epoch, step, lane, _FAULTS[_OUT_OF_MEMORY])) from error
                     told[2 * lanes + lane] = _OUT_OF_MEMORY
                     break
                 told[lane] = loss.nan_to_num()
@@ -194,17 +213,46 @@ class LaneTrainer:
         inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
         labels = {name: value.to(self.device, non_blocking=True) for name, value in batch.labels.items()}
         loss = self.loss(self.model(**inputs).logits, labels) / texts
-        loss.backward()
+        self.sums.loss_scale = self.scale.value if self.precision == "fp16" else 1.0
+        (loss * self.sums.loss_scale).backward()
         return loss.detach()
+
+    def _batch(self, epoch: int, step: int, lane: int, skipped: Mapping[int, str]) -> Batch | None:
+        return None if lane in skipped or lane >= self.feed.lanes else self.batch(epoch, step, lane)
+
+    def idle(self) -> None:
+        """What a worker does while the others compute: nothing, unless they need its part of the model."""
+        if self.sharded:
+            self._run_made_up(1, 1)
+
+    def warm_up(self, texts: int, length: int) -> None:
+        """Runs a made-up microbatch once, so that what is compiled on first use is compiled alike on all workers."""
+        self.model.eval()
+        self._run_made_up(texts, length)
+        set_training(self.model)
+        self._run_made_up(texts, length)
+        self.sums.forget()
+
+    def _run_made_up(self, texts: int, length: int) -> None:
+        """Forward, and backward in training, of texts that say nothing and weigh nothing."""
+        ids = torch.ones(texts, length, dtype=torch.long, device=self.device)
+        with torch.set_grad_enabled(self.model.training), autocast(self.device, self.precision):
+            nothing = self.model(input_ids=ids, attention_mask=ids).logits.sum() * 0
+        if self.model.training:
+            nothing.backward()
 
     def _without_gradient(self, epoch: int, step: int, texts: int, skipped: Mapping[int, str]) -> dict[int, str]:
         """The lanes, of all workers, whose gradient by itself is not finite or too large."""
         found = torch.zeros(self.feed.lanes, device=self.device)
         with autocast(self.device, self.precision):
-            for lane in range(self.rank, self.feed.lanes, self.workers):
-                batch = None if lane in skipped else self.batch(epoch, step, lane)
+            for lane in range(self.feed.lanes):
+                mine = lane % self.workers == self.rank
+                batch = self._batch(epoch, step, lane, skipped) if mine else None
                 if batch is not None:
                     self._run_lane(epoch, step, lane, batch, texts)
+                else:
+                    self.idle()
+                if mine or self.sharded:
                     found[lane] = not self.sums.holds()
                     self.sums.forget()
         if self.workers > 1:

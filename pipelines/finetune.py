@@ -110,13 +110,26 @@ class FinetuneSettings(Settings):
         description="Weights of the classes in the loss: none, inversely to their frequency, or by name.",
     )
     precision: Precision = Field(
-        "bf16", description="Of the forward and backward passes (autocast); bf16 only where the hardware has it."
+        "bf16",
+        description="Of the forward and backward passes: bf16, fp16 (with loss scaling) or fp32. Where a worker's "
+        "hardware lacks bf16, all take fp16 on GPUs and fp32 on CPUs.",
     )
+    compile: bool = Field(False, description="Compile the encoder's layers (torch.compile), for speed on GPUs.")
     metric: str = Field("macro_f1", description="The validation metric that picks the best epoch.")
     patience: int | None = Field(None, ge=1, description="Validations without a better metric before stopping.")
     exact: bool = Field(
         True,
         description="Sum gradients in fixed point, so that any number of workers ends in the same bits.",
+    )
+    fsdp: bool = execution(
+        False,
+        description="Spread weights, gradients and the optimizer's state over the workers (FSDP2) where one's memory "
+        "does not hold them; gradients are then summed in floating point, so exact must be false.",
+    )
+    activation_checkpointing: bool = execution(
+        False,
+        description="Compute the layers again in the backward pass instead of keeping what they made: the same "
+        "bits with less memory, in about a third more time.",
     )
     bad_microbatch: Literal["stop", "skip"] = Field(
         "stop",
@@ -136,6 +149,12 @@ class FinetuneSettings(Settings):
         8, ge=0, description="Failures in a row, without a step gained in between, after which the run gives up."
     )
     trackers: tuple[TrackerName, ...] = execution(("tensorboard",), description="Where curves are written.")
+
+    @model_validator(mode="after")
+    def _sum_shards_in_floats(self) -> Self:
+        if self.fsdp and self.exact:
+            raise ValueError("fsdp sums gradients in floating point, not exactly: set exact to false as well")
+        return self
 
 
 def externals(settings: FinetuneSettings) -> dict[str, str]:

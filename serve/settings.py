@@ -1,9 +1,8 @@
 """How the endpoint answers and scales."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
+from models.precision import Precision
 from models.settings import Settings
 
 
@@ -23,8 +22,8 @@ class ServeSettings(Settings):
     drain_s: float = Field(20.0, ge=0, description="Seconds a replica has to finish its requests when it is removed.")
     cpus: float = Field(1, gt=0, description="CPUs of a replica, and threads of its engine.")
     gpus: float = Field(0, ge=0, description="GPUs of a replica.")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="What the engine computes in; bf16 becomes fp32 where the hardware has none."
+    precision: Precision = Field(
+        "bf16", description="What the engine computes in; where a GPU has no bf16, fp16, and fp32 where a CPU has none."
     )
     batch_tokens: int = Field(4096, ge=16, description="Tokens, padding included, of one batch at most.")
     max_texts: int = Field(256, ge=1, description="Texts of one request at most.")

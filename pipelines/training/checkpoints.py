@@ -45,11 +45,12 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or
 
 
 @dataclass(frozen=True)
-class Restored:
-    """What a checkpoint holds beside the tensors that were loaded into place."""
+class Last:
+    """A checkpoint to go on from."""
 
+    name: str
     progress: dict[str, Any]
-    history: dict[str, Tensor]
+    """As it was given to `save`."""
 
 
 class Checkpoints:
@@ -70,17 +71,21 @@ class Checkpoints:
         """Whether one is still being written, by this worker's knowledge."""
         return self._writing is not None and not self._writing.done()
 
-    def restore(self, state: Mapping[str, Tensor]) -> Restored | None:
-        """Loads the last checkpoint that is whole into `state`'s tensors; None where there is none."""
-        chosen: list[str | None] = [self._last_whole() if self._rank == 0 else None]
+    def last(self) -> Last | None:
+        """The last checkpoint that is whole; None where there is none."""
+        found: list[Last | None] = [None]
+        if self._rank == 0 and (name := self._last_whole()):
+            manifest = json.loads((self._folder / name / MANIFEST).read_text(encoding="utf-8"))
+            found = [Last(name, manifest["progress"])]
         if self._workers > 1:
-            dist.broadcast_object_list(chosen, group=self._group)
-        if chosen[0] is None:
-            return None
-        with local_copy(self._folder / chosen[0]) as folder:
+            dist.broadcast_object_list(found, group=self._group)
+        return found[0]
+
+    def load(self, last: Last, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Loads a checkpoint into `state`'s tensors; gives the history."""
+        with local_copy(self._folder / last.name) as folder:
             state_dict_loader.load(dict(state), checkpoint_id=folder, no_dist=True)
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            return Restored(manifest["progress"], load_tensors((folder / HISTORY).read_bytes()))
+            return dict(load_tensors((folder / HISTORY).read_bytes()))
 
     def save(
         self, steps: int, state: Mapping[str, Tensor], progress: Mapping[str, Any], history: Mapping[str, Tensor]

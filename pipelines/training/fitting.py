@@ -14,9 +14,9 @@ import torch
 from models.checkpoints import training_state
 from models.encoders import set_training
 from models.ledger import Ledger
-from models.precision import Precision
+from models.precision import LossScale, Precision
 from models.training import LaneTrainer
-from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.checkpoints import Checkpoints, Last
 from pipelines.training.pace import Pace
 from pipelines.training.trackers import Tracker
 
@@ -89,19 +89,18 @@ class Channel(Protocol):
         ...
 
 
-def restored(trainer: LaneTrainer, checkpoints: Checkpoints) -> FitState:
-    """Brings the trainer to the last checkpoint's state; the beginning where there is none."""
-    found = checkpoints.restore(training_state(trainer.model, trainer.optimizer))
-    if found is None:
+def restored(trainer: LaneTrainer, checkpoints: Checkpoints, last: Last | None) -> FitState:
+    """Brings the trainer to a checkpoint's state; the beginning where there is none."""
+    if last is None:
         return FitState(ledger=Ledger(trainer.feed.lanes))
-    trainer.schedule.load_state_dict(found.progress["schedule"])
+    history = checkpoints.load(last, training_state(trainer.model, trainer.optimizer))
+    trainer.scale = LossScale(**last.progress["loss_scale"])
+    trainer.schedule.load_state_dict(last.progress["schedule"])
     # The groups' rates are the schedule's to set; it does so at its next step only.
     for group, rate in zip(trainer.optimizer.param_groups, trainer.schedule.get_last_lr(), strict=True):
         group["lr"] = rate
-    entries = found.history["ledger"].numpy()
-    return FitState(
-        **found.progress["fit"], losses=found.history["losses"].tolist(), ledger=Ledger(trainer.feed.lanes, entries)
-    )
+    ledger = Ledger(trainer.feed.lanes, history["ledger"].numpy())
+    return FitState(**last.progress["fit"], losses=history["losses"].tolist(), ledger=ledger)
 
 
 def fit(
@@ -205,7 +204,7 @@ def _save(trainer: LaneTrainer, state: FitState, checkpoints: Checkpoints) -> No
     checkpoints.save(
         len(state.ledger.entries),
         training_state(trainer.model, trainer.optimizer),
-        {"fit": progress, "schedule": trainer.schedule.state_dict()},
+        {"fit": progress, "schedule": trainer.schedule.state_dict(), "loss_scale": vars(trainer.scale)},
         {
             "losses": torch.tensor(state.losses, dtype=torch.float64),
             "ledger": torch.from_numpy(state.ledger.entries.copy()),

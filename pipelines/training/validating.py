@@ -28,27 +28,35 @@ def validation_metrics(
     logits = torch.zeros(split.rows, total_classes(labels), device=trainer.device)
     trainer.model.eval()
     targets: dict[str, list[np.ndarray[Any, Any]]] = {column.name: [] for column in labels}
-    for number in range(split.chunks):
-        chunk = read_chunk(prepared, "validation", number)
-        for column in labels:
-            targets[column.name].append(chunk.labels[column.name])
+    batches = -(-split.chunk_rows // _BATCH_TEXTS)
+    for number in range(-(-split.chunks // trainer.workers) * trainer.workers):
+        chunk = read_chunk(prepared, "validation", number) if number < split.chunks else None
+        if chunk:
+            for column in labels:
+                targets[column.name].append(chunk.labels[column.name])
         if number % trainer.workers == trainer.rank:
-            start = number * split.chunk_rows
-            logits[start : start + len(chunk.rows)] = _score(chunk, trainer, logits.shape[1], pad)
+            done = 0
+            if chunk:
+                start = number * split.chunk_rows
+                done = _score(chunk, trainer, logits[start : start + len(chunk.rows)], pad)
+            for _ in range(done, batches):
+                trainer.idle()
     if trainer.workers > 1:
         dist.all_reduce(logits)
     joined = {name: np.concatenate(parts) for name, parts in targets.items()}
     return classification_metrics(logits.cpu().numpy(), joined, labels)
 
 
-def _score(chunk: Chunk, trainer: LaneTrainer, classes: int, pad: int) -> torch.Tensor:
-    """The logits of a chunk's rows, [rows, classes], in stored order; computed in batches of like lengths."""
+def _score(chunk: Chunk, trainer: LaneTrainer, out: torch.Tensor, pad: int) -> int:
+    """Fills in the logits of a chunk's rows, [rows, classes], in stored order; gives the number of batches.
+
+    They are computed in batches of like lengths.
+    """
     order = np.argsort(chunk.lengths, kind="stable")
-    out = torch.zeros(len(order), classes, device=trainer.device)
     for start in range(0, len(order), _BATCH_TEXTS):
         items = order[start : start + _BATCH_TEXTS]
         batch = chunk.batch(items, pad)
         inputs = {name: value.to(trainer.device) for name, value in batch.inputs.items()}
-        with torch.inference_mode(), autocast(trainer.device, trainer.precision):
+        with torch.no_grad(), autocast(trainer.device, trainer.precision):
             out[torch.from_numpy(items).to(trainer.device)] = trainer.model(**inputs).logits.float()
-    return out
+    return -(-len(order) // _BATCH_TEXTS)

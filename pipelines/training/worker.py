@@ -13,12 +13,15 @@ from transformers import AutoTokenizer, PreTrainedModel
 from upath import UPath
 
 from cluster.store import local_copy, upload_tree
+from models import dropout
 from models.checkpoints import trained
 from models.classifier import ClassifierSpec, save
 from models.encoders import build_classifier, set_padding
 from models.feed import Feed
+from models.layers import checkpoint_activations, compile_layers
 from models.objectives import ClassificationObjective
-from models.precision import agreed
+from models.precision import Precision, agreed
+from models.sharding import gathered, shard
 from models.training import LaneTrainer, build_optimizer, build_schedule
 from pipelines.metrics import metric_of
 from pipelines.prepared import Prepared
@@ -55,11 +58,13 @@ def train_lanes(
 ) -> FitState:
     """One worker's part of the run: owns the lanes rank, rank + workers, ... and ends with the model written."""
     settings, prepared = job.settings, Prepared(job.prepared)
+    last = checkpoints.last()
+    precision = last.progress["fit"]["precision"] if last else agreed(settings.precision, device)
     model = _build(job)
-    nn.Module.to(model, device)
     with local_copy(prepared.tokenizer_folder) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     pad = set_padding(model, tokenizer)
+    _lay_out(model, settings, precision, workers, device)
     reader = LaneReader(
         job.feed,
         lambda number: read_feed_chunk(prepared, job.feed, number),
@@ -75,14 +80,17 @@ def train_lanes(
         reader.batch,
         optimizer=optimizer,
         schedule=build_schedule(optimizer, settings.schedule, steps, settings.warmup),
+        precision=precision,
         clip=settings.clip,
         exact=settings.exact,
         skip_bad=settings.bad_microbatch == "skip",
         rank=rank,
         workers=workers,
     )
-    state = restored(trainer, checkpoints)
-    trainer.precision = state.precision = state.precision or agreed(settings.precision, device)
+    if settings.compile:
+        trainer.warm_up(settings.microbatch, job.spec.max_length)
+    state = restored(trainer, checkpoints, last)
+    state.precision = precision
 
     def validate() -> dict[str, float]:
         measured = validation_metrics(prepared, trainer, job.spec.labels, pad)
@@ -105,11 +113,12 @@ def train_lanes(
             trackers=trackers,
         )
     if rank == 0:
+        whole = _build(job) if trainer.sharded else model
         with local_copy(job.work / "best") as folder, torch.no_grad():
             for name, value in load_file(folder / _BEST).items():
-                trained(model)[name].copy_(value)
+                trained(whole)[name].copy_(value)
         with tempfile.TemporaryDirectory(prefix="shoal-model-") as temporary:
-            save(model, tokenizer, job.spec, Path(temporary))
+            save(whole, tokenizer, job.spec, Path(temporary))
             upload_tree(Path(temporary), job.out / "model")
     if workers > 1:
         dist.barrier()
@@ -142,10 +151,27 @@ def _build(job: WorkerJob) -> PreTrainedModel:
     return build_classifier(architecture=encoder.architecture, shape=shape, **common)
 
 
+def _lay_out(
+    model: PreTrainedModel, settings: "FinetuneSettings", precision: Precision, workers: int, device: torch.device
+) -> None:
+    """Puts a model onto the device, its layers changed as the settings say."""
+    if device.type == "cpu" and not settings.compile:
+        dropout.use_stream(model)
+    if settings.activation_checkpointing:
+        checkpoint_activations(model)
+    if settings.compile:
+        compile_layers(model)
+    if settings.fsdp and workers > 1:
+        shard(model, device, precision, workers)
+    else:
+        nn.Module.to(model, device)
+
+
 def _keep_best(job: WorkerJob, model: PreTrainedModel, rank: int) -> None:
     """Saves the weights that validated best so far."""
+    weights = gathered(trained(model), rank)
     if rank:
         return
     with tempfile.TemporaryDirectory(prefix="shoal-best-") as folder:
-        save_file({name: p.detach().contiguous() for name, p in trained(model).items()}, Path(folder) / _BEST)
+        save_file(weights, Path(folder) / _BEST)
         upload_tree(Path(folder), job.work / "best")

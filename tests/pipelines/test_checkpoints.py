@@ -5,6 +5,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,15 @@ def saved(folder: UPath, *seeds: int) -> list[Path]:
     return sorted((Path(entry.path) for entry in folder.iterdir()), reverse=True)
 
 
+def resume(
+    folder: UPath, state: dict[str, torch.Tensor], tell: Callable[[str], None] = print
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    """Loads the last checkpoint into `state`; gives the progress and the history, or None where there is none."""
+    checkpoints = Checkpoints(folder, tell)
+    last = checkpoints.last()
+    return (last.progress, checkpoints.load(last, state)) if last else None
+
+
 def _worker(rank: int, workers: int, port: int, folder: str, seed: int | None) -> None:
     """Saves what `seed` makes, or restores it and compares."""
     torch.set_num_threads(1)
@@ -60,9 +70,10 @@ def _worker(rank: int, workers: int, port: int, folder: str, seed: int | None) -
     checkpoints = Checkpoints(UPath(folder), print, rank, workers)
     if seed is None:
         state = training_state(*make(99, steps=0))
-        restored = checkpoints.restore(state)
-        assert restored is not None
-        assert restored.progress == {"step": 7}
+        last = checkpoints.last()
+        assert last is not None
+        assert last.progress == {"step": 7}
+        checkpoints.load(last, state)
         assert_is(state, 1)
     else:
         checkpoints.save(7, training_state(*make(seed)), {"step": 7}, PARTS)
@@ -84,7 +95,7 @@ def test_any_number_of_workers_goes_on_from_what_any_number_wrote(before: int, a
     assert len(sizes) == before, "each worker writes its part"
     with_workers(after, tmp_path)
     state = training_state(*make(99, steps=0))
-    assert Checkpoints(UPath(tmp_path), print).restore(state)
+    assert resume(UPath(tmp_path), state)
     assert_is(state, 1)
 
 
@@ -125,7 +136,7 @@ def test_what_one_worker_cannot_write_fails_on_all_and_the_next_is_tried(tmp_pat
 
 
 def test_a_run_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> None:
-    assert Checkpoints(UPath(tmp_path / "none"), print).restore({}) is None
+    assert resume(UPath(tmp_path / "none"), {}, print) is None
 
 
 def test_it_works_on_s3(bucket: str) -> None:
@@ -134,9 +145,9 @@ def test_it_works_on_s3(bucket: str) -> None:
     checkpoints.save(1, training_state(*make(1)), {"step": 1}, PARTS)
     checkpoints.wait()
     state = training_state(*make(99, steps=0))
-    restored = Checkpoints(folder, print).restore(state)
+    restored = resume(folder, state, print)
     assert restored is not None
-    assert torch.equal(restored.history["losses"], PARTS["losses"])
+    assert torch.equal(restored[1]["losses"], PARTS["losses"])
     assert_is(state, 1)
 
 
@@ -166,9 +177,9 @@ def test_a_damaged_one_is_told_and_the_one_before_is_used(
     damage(last / name)
     told: list[str] = []
     state = training_state(*make(99, steps=0))
-    restored = Checkpoints(UPath(tmp_path), told.append).restore(state)
+    restored = resume(UPath(tmp_path), state, told.append)
     assert restored is not None
-    assert restored.progress == {"step": 1}
+    assert restored[0] == {"step": 1}
     assert_is(state, 1)
     (sentence,) = told
     assert f"the checkpoint {last} is damaged ({name} " in sentence
@@ -179,7 +190,7 @@ def test_where_all_are_damaged_it_begins_anew(tmp_path: Path) -> None:
     for folder in saved(UPath(tmp_path), 1, 2):
         _corrupt(folder / "__0_0.distcp")
     told: list[str] = []
-    assert Checkpoints(UPath(tmp_path), told.append).restore(training_state(*make(99))) is None
+    assert resume(UPath(tmp_path), training_state(*make(99)), told.append) is None
     assert len(told) == 2
     assert all("goes on from the beginning" in sentence for sentence in told)
 
@@ -189,7 +200,7 @@ def test_what_a_kill_left_is_no_checkpoint(tmp_path: Path) -> None:
     (last / MANIFEST).unlink()
     state = training_state(*make(99, steps=0))
     told: list[str] = []
-    assert Checkpoints(UPath(tmp_path), told.append).restore(state)
+    assert resume(UPath(tmp_path), state, told.append)
     assert_is(state, 1)
     assert told == []
     assert list(tmp_path.iterdir()) == [before]
@@ -207,9 +218,9 @@ def test_a_full_disk_is_told_and_the_next_one_is_tried(small_disk: Path) -> None
     assert f"a checkpoint could not be written to {small_disk}: " in sentence
     assert "No space left on device" in sentence
     state = training_state(*make(99, steps=0))
-    restored = Checkpoints(UPath(small_disk), told.append).restore(state)
+    restored = resume(UPath(small_disk), state, told.append)
     assert restored is not None
-    assert restored.progress == {"step": 3}
+    assert restored[0] == {"step": 3}
     assert_is(state, 3)
 
 
@@ -233,5 +244,5 @@ def test_training_goes_on_while_one_is_written(tmp_path: Path, monkeypatch: pyte
     go_on.set()
     checkpoints.wait()
     state = training_state(*make(99, steps=0))
-    assert Checkpoints(UPath(tmp_path), print).restore(state)
+    assert resume(UPath(tmp_path), state)
     assert_is(state, 1)

@@ -239,10 +239,10 @@ def test_a_run_ends_in_the_precision_that_it_began_with(
     run: Run, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"encoder": str(bert), "checkpoint_seconds": 1e-9}
-    monkeypatch.setattr(precision, "supported", lambda device: True)
+    monkeypatch.setattr(precision, "supported", lambda device, wanted: True)
     with pytest.raises(KilledError):
         run(settings, checkpoints=Watched(tmp_path / "begun", kill_after=2))
-    monkeypatch.setattr(precision, "supported", lambda device: False)
+    monkeypatch.setattr(precision, "supported", lambda device, wanted: wanted == "fp32")
     assert run(settings, checkpoints=Watched(tmp_path / "begun"))[0]["precision"] == "bf16"
     metrics, out = run(settings)
     assert metrics["precision"] == "fp32"
