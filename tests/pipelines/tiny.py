@@ -88,15 +88,15 @@ def make_classifier(folder: Path, labels: Sequence[LabelColumn] = (TOPIC,), step
     return folder
 
 
-def make_encoder(folder: Path, *, decoder: bool = False) -> Path:
-    """A BERT, or for `decoder` a GPT-2, of one layer with random weights."""
+def make_encoder(folder: Path, *, decoder: bool = False, layers: int = 1) -> Path:
+    """A BERT, or for `decoder` a GPT-2, with random weights."""
     torch.manual_seed(0)
     vocabulary = len(tokenizer())
     encoder: PreTrainedModel
     if decoder:
-        encoder = GPT2Model(GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=1, n_head=2, n_positions=32))
+        encoder = GPT2Model(GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=layers, n_head=2, n_positions=32))
     else:
-        size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        size = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32}
         encoder = BertModel(BertConfig(vocab_size=vocabulary, **size, max_position_embeddings=32))
     encoder.save_pretrained(folder)
     return folder
