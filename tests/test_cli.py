@@ -1,5 +1,6 @@
 """The `shoal` command as its user sees it: what it prints, what it leaves, how it ends."""
 
+import contextlib
 import csv
 import json
 import os
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -340,15 +342,21 @@ def test_an_interrupted_run_says_so_and_goes_on(longer: Path, tmp_path: Path, se
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_alike(longer: Path, tmp_path: Path) -> None:
-    delays, kills = iter([*range(5, 31, 4), 300]), 0
-    while (process := begin(longer, tmp_path / "store")).poll() is None:
-        try:
-            process.wait(timeout=next(delays))
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            kills += 1
-    assert process.wait(timeout=60) == 0
-    assert kills >= 3
+@pytest.mark.timeout(1800)
+def test_a_run_killed_at_twenty_moments_ends_alike(longer: Path, tmp_path: Path) -> None:
+    """Each time the command and all of its Ray processes are killed at once."""
+    draw = Random(7)
+    for _ in range(20):
+        process = begin(longer, tmp_path / "store")
+        time.sleep(draw.uniform(1, 16))
+        assert process.poll() is None, "it must not have ended yet"
+        for one in (*psutil.Process(process.pid).children(recursive=True), process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.communicate()
+    assert begin(longer, tmp_path / "store").wait(timeout=600) == 0
     assert_same_artifacts(tmp_path / "store", longer.parent / "store")
+    (run,) = (each for each in Store.open(str(tmp_path / "store")).artifacts() if each.record.stage == "finetune")
+    audit = [sys.executable, "-m", "shoal", "audit", run.record.fingerprint, "--store", str(tmp_path / "store")]
+    assert subprocess.run(audit, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "exact"
+    assert run.record.metrics["interruptions"] >= 5

@@ -64,7 +64,7 @@ def train_lanes(
     with local_copy(prepared.tokenizer_folder) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     pad = set_padding(model, tokenizer)
-    _lay_out(model, settings, precision, workers, device)
+    lay_out(model, settings, precision, workers, device)
     reader = LaneReader(
         job.feed,
         lambda number: read_feed_chunk(prepared, job.feed, number),
@@ -151,7 +151,7 @@ def _build(job: WorkerJob) -> PreTrainedModel:
     return build_classifier(architecture=encoder.architecture, shape=shape, **common)
 
 
-def _lay_out(
+def lay_out(
     model: PreTrainedModel, settings: "FinetuneSettings", precision: Precision, workers: int, device: torch.device
 ) -> None:
     """Puts a model onto the device, its layers changed as the settings say."""

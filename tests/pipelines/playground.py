@@ -39,6 +39,13 @@ class Playground:
         node = self.nodes.pop(0)
         node.all_processes["raylet"][0].process.kill()
 
+    def host(self) -> None:
+        """SIGKILL of a node: its raylet and all that runs on it."""
+        raylet = psutil.Process(self.nodes.pop(0).all_processes["raylet"][0].process.pid)
+        for process in (raylet, *raylet.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
     def drain(self) -> None:
         """A node is told that it goes away, and goes."""
         node = self.nodes.pop(0)
