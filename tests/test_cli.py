@@ -294,7 +294,7 @@ def test_help_has_examples(command: Command) -> None:
 def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe that trains for a while, run once undisturbed."""
     folder = tmp_path_factory.mktemp("longer")
-    recipe = make_recipe(folder, epochs=20, checkpoint_seconds=0.5)
+    recipe = make_recipe(folder, epochs=120, checkpoint_seconds=0.5)
     assert begin(recipe, folder / "store").wait(timeout=300) == 0
     return recipe
 
@@ -304,6 +304,10 @@ def begin(recipe: Path, store: Path) -> "subprocess.Popen[str]":
     environment = os.environ | {"SHOAL_LOGS": str(store.parent / "logs")}
     environment.pop("RAY_ADDRESS", None)
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def checkpoints_of(folder: Path) -> set[str]:
+    return {file.parent.name for file in folder.glob("store/finetune/*/work/checkpoints/*/checkpoint.json")}
 
 
 def assert_same_artifacts(store: Path, other: Path) -> None:
@@ -329,7 +333,7 @@ def assert_same_artifacts(store: Path, other: Path) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_goes_on(longer: Path, tmp_path: Path, sent: signal.Signals) -> None:
     process = begin(longer, tmp_path / "store")
-    while not list(tmp_path.glob("store/finetune/*/work/checkpoints/*/checkpoint.json")):
+    while not checkpoints_of(tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(sent)
@@ -346,9 +350,14 @@ def test_an_interrupted_run_says_so_and_goes_on(longer: Path, tmp_path: Path, se
 def test_a_run_killed_at_twenty_moments_ends_alike(longer: Path, tmp_path: Path) -> None:
     """Each time the command and all of its Ray processes are killed at once."""
     draw = Random(7)
-    for _ in range(20):
+    for turn in range(20):
         process = begin(longer, tmp_path / "store")
-        time.sleep(draw.uniform(1, 16))
+        if turn % 2:
+            known = checkpoints_of(tmp_path)
+            while checkpoints_of(tmp_path) <= known:
+                assert process.poll() is None, "it must not have ended yet"
+                time.sleep(0.05)
+        time.sleep(draw.uniform(0, 3 if turn % 2 else 20))
         assert process.poll() is None, "it must not have ended yet"
         for one in (*psutil.Process(process.pid).children(recursive=True), process):
             with contextlib.suppress(psutil.NoSuchProcess):
