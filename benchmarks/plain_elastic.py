@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification
 
-EPOCHS, BATCH, RATE, NODES = 3, 32, 1e-4, 3
+EPOCHS, BATCH, RATE, NODES = 2, 32, 1e-4, 3
 
 
 def collated(rows: list[tuple[list[int], int]]) -> dict[str, torch.Tensor]:

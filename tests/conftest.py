@@ -4,8 +4,9 @@ import os
 import shutil
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 import hypothesis
@@ -15,6 +16,9 @@ from moto.server import ThreadedMotoServer
 from upath import UPath
 
 from cluster.connect import connected
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 # A slow machine is no failure.
 hypothesis.settings.register_profile("shoal", deadline=None)
@@ -31,9 +35,26 @@ def ray_session() -> Iterator[None]:
     assert not ray.is_initialized()
 
 
+class RefusingWrites:
+    """An S3 server's application that can be told to take nothing more."""
+
+    def __init__(self, app: "WSGIApplication") -> None:
+        self._app = app
+        self.refuses = False
+        self.refused = 0
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if not self.refuses or environ["REQUEST_METHOD"] in {"GET", "HEAD"}:
+            return self._app(environ, start_response)
+        self.refused += 1
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response("503 Slow Down", [("Content-Type", "application/xml")])
+        return [b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"]
+
+
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket on an S3 server of our own; the environment leads there."""
+def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RefusingWrites]:
+    """An S3 server of our own, with a bucket; the environment leads there."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -44,9 +65,17 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
     boto3.client("s3").create_bucket(Bucket="shoal")
     UPath("s3://shoal").fs.clear_instance_cache()
-    yield "s3://shoal"
+    assert server._server is not None
+    refusing = server._server.app = RefusingWrites(server._server.app)
+    yield refusing
     UPath("s3://shoal").fs.clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: RefusingWrites) -> str:
+    """An empty bucket on it."""
+    return "s3://shoal"
 
 
 def mounted(folder: Path, *options: str) -> bool:

@@ -18,11 +18,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from upath import UPath
 
 import shoal
 from cluster.logs import CommandLog
 from cluster.store import RECORD, Store
 from recipes import running
+from tests.conftest import RefusingWrites
 from tests.making import WORDS, make_encoder
 
 
@@ -299,11 +301,13 @@ def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recipe
 
 
-def begin(recipe: Path, store: Path) -> "subprocess.Popen[str]":
+def begin(recipe: Path, store: Path | UPath, logs: Path | None = None) -> "subprocess.Popen[str]":
+    """`shoal run`; with a folder for its logs, its output is kept too."""
     command = [sys.executable, "-m", "shoal", "run", str(recipe), f"store={store}"]
-    environment = os.environ | {"SHOAL_LOGS": str(store.parent / "logs")}
+    environment = os.environ | {"SHOAL_LOGS": str((logs or Path(str(store)).parent) / "logs"), "COLUMNS": "400"}
     environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    out = subprocess.PIPE if logs else subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def checkpoints_of(folder: Path) -> set[str]:
@@ -369,3 +373,31 @@ def test_a_run_killed_at_twenty_moments_ends_alike(longer: Path, tmp_path: Path)
     audit = [sys.executable, "-m", "shoal", "audit", run.record.fingerprint, "--store", str(tmp_path / "store")]
     assert subprocess.run(audit, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "exact"
     assert run.record.metrics["interruptions"] >= 5
+
+
+@pytest.mark.slow
+def test_a_store_that_takes_nothing_for_a_while_changes_nothing(
+    longer: Path, bucket: str, s3_server: RefusingWrites, tmp_path: Path
+) -> None:
+    store = UPath(bucket) / "store"
+    process = begin(longer, store, tmp_path)
+    until = time.monotonic() + 120
+    while not (found := list(store.glob("finetune/*/work/checkpoints/*/checkpoint.json"))):
+        assert time.monotonic() < until
+        store.fs.invalidate_cache()
+        time.sleep(0.2)
+    s3_server.refuses = True
+    time.sleep(30)
+    s3_server.refuses = False
+    assert s3_server.refused > 0
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert re.search(
+        "(could not be written to s3://shoal|interrupted at step [0-9,]+: ).*reduce your request rate", err
+    ), err
+    (theirs,) = (longer.parent / "store" / "finetune").iterdir()
+    store.fs.invalidate_cache()
+    ours = found[0].parents[3]
+    for name in ("model/model.safetensors", "history.json"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()

@@ -32,8 +32,9 @@ class Bulletin:
 
     def ended(self, cause: str | None = None) -> None:
         """The group has ended; without a cause, by the order that it was given."""
-        if self._groups and "cause" not in self._groups[-1]:
-            self._groups[-1] |= {"cause": cause or self._order or "unknown", "ordered": cause is None}
+        if self._groups and "cause" not in (group := self._groups[-1]):
+            group |= {"cause": cause or self._order or "unknown", "ordered": cause is None}
+            self.tell(f"interrupted at step {group['last_step']:,}: {group['cause']}")
 
     def post(self, values: dict[str, Any]) -> None:
         """Adds to the news."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,23 +91,27 @@ def test_any_number_of_workers_ends_in_the_same_bits(
 
 
 def training_workers() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "RayTrainWorker" in " ".join(process.cmdline() or [process.name()])
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # Others come and go meanwhile.
+            if "RayTrainWorker" in " ".join(process.cmdline() or [process.name()]):
+                found.append(process)
+    return found
+
+
+CHECKPOINT = "checkpoints/*/checkpoint.json"
 
 
 @contextmanager
-def killing_a_worker(work: Path) -> Iterator[list[int]]:
-    """SIGKILLs one training worker once the run in the folder has a checkpoint."""
+def killing_a_worker(work: Path, sign: str | None = CHECKPOINT) -> Iterator[list[int]]:
+    """SIGKILLs one training worker once there is a file like `sign` in the run's folder; without, at once."""
     killed: list[int] = []
 
     def kill() -> None:
         end = time.monotonic() + 120
         while not killed and time.monotonic() < end:
             time.sleep(0.05)
-            if list(work.glob("checkpoints/*/checkpoint.json")) and (victims := training_workers()):
+            if (sign is None or list(work.glob(sign))) and (victims := training_workers()):
                 os.kill(victims[-1].pid, signal.SIGKILL)
                 killed.append(victims[-1].pid)
 
@@ -128,9 +132,12 @@ def calm(store: Store, prepared: Artifact, encoder: Path, ray_session: None) -> 
     return task
 
 
-def test_a_killed_worker_changes_nothing(calm: Task, store: Store, prepared: Artifact, encoder: Path) -> None:
-    task = make_task(store, prepared, "killed", encoder=str(encoder), workers=2, **LONGER)
-    with killing_a_worker(Path(task.work.path)) as killed:
+@pytest.mark.parametrize("sign", [CHECKPOINT, None], ids=["while it trains", "while it starts"])
+def test_a_killed_worker_changes_nothing(
+    sign: str | None, calm: Task, store: Store, prepared: Artifact, encoder: Path
+) -> None:
+    task = make_task(store, prepared, f"killed-{sign is None}", encoder=str(encoder), workers=2, **LONGER)
+    with killing_a_worker(Path(task.work.path), sign) as killed:
         finetune.run(task)
     assert killed
     assert_same_run(task, calm)
