@@ -40,8 +40,9 @@ from models.encoders import build_classifier
 from models.feed import Feed
 from models.ledger import digest
 from models.objectives import ClassificationObjective
+from models.optimizer import build_optimizer, build_schedule
 from models.precision import agreed, autocast
-from models.training import LaneTrainer, build_optimizer, build_schedule
+from models.training import LaneTrainer
 from pipelines.finetune import CheckpointSeconds
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder

@@ -42,8 +42,9 @@ from cluster.store import Store
 from models import dropout
 from models.encoders import build_classifier
 from models.objectives import ClassificationObjective
+from models.optimizer import build_optimizer, build_schedule
 from models.precision import agreed
-from models.training import LaneTrainer, build_optimizer, build_schedule
+from models.training import LaneTrainer
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
 from pipelines.progress import Progress

@@ -28,8 +28,9 @@ from models.encoders import build_classifier
 from models.feed import Feed
 from models.labels import LabelColumn
 from models.objectives import ClassificationObjective
+from models.optimizer import build_optimizer, build_schedule
 from models.precision import agreed
-from models.training import Batch, LaneTrainer, build_optimizer, build_schedule
+from models.training import Batch, LaneTrainer
 from pipelines.finetune import FinetuneSettings
 from pipelines.training.worker import lay_out
 

@@ -108,3 +108,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             current.__context__,
         ]
         pending += [each for each in inner if isinstance(each, BaseException)]
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of what an error says, which is the error itself where Ray put a worker's traceback before it."""
+    return next(iter(reversed(str(error).strip().splitlines())), type(error).__name__)

@@ -12,13 +12,15 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel
 
 from models import dropout
 from models.encoders import set_training
@@ -128,7 +130,7 @@ class LaneTrainer:
                 not skipped; on every worker alike.
         """
         rows = self.feed.lane_rows(epoch, step)
-        skipped: dict[int, str] = {}
+        skipped: dict[int, _Fault] = {}
         scale = self.scale.value
         while texts := sum(count for lane, count in enumerate(rows) if lane not in skipped):
             outcome = self._run_lanes(epoch, step, texts, flag, skipped)
@@ -150,7 +152,7 @@ class LaneTrainer:
             skipped |= bad
         else:
             outcome = _Outcome([0.0], [0] * self.feed.lanes, 0, 0, 0, {})
-        left_out = [Skipped(lane, reason, self._rows(epoch, step, lane)) for lane, reason in skipped.items()]
+        left_out = [Skipped(lane, fault.reason, self._rows(epoch, step, lane)) for lane, fault in skipped.items()]
         digests = list(outcome.digests)
         for each in left_out:
             digests[each.lane] = -digest(each.rows)
@@ -170,7 +172,7 @@ class LaneTrainer:
         self.sums.release()
         return result
 
-    def _run_lanes(self, epoch: int, step: int, texts: int, flag: int, skipped: Mapping[int, str]) -> "_Outcome":
+    def _run_lanes(self, epoch: int, step: int, texts: int, flag: int, skipped: Mapping[int, "_Fault"]) -> "_Outcome":
         """Forward and backward of this worker's lanes; what all workers found."""
         # Each lane's loss, digest and fault, and the flag. Adding zeros is exact, so the sum is a gather.
         lanes = self.feed.lanes
@@ -217,31 +219,45 @@ class LaneTrainer:
         (loss * self.sums.loss_scale).backward()
         return loss.detach()
 
-    def _batch(self, epoch: int, step: int, lane: int, skipped: Mapping[int, str]) -> Batch | None:
+    def _batch(self, epoch: int, step: int, lane: int, skipped: Mapping[int, "_Fault"]) -> Batch | None:
         return None if lane in skipped or lane >= self.feed.lanes else self.batch(epoch, step, lane)
+
+    def hear(self, said: bool) -> bool:
+        """What the first worker says, on all workers, each of which must ask."""
+        word = torch.tensor(int(said), device=self.device)
+        if self.workers > 1:
+            dist.broadcast(word, 0)
+        return bool(word)
 
     def idle(self) -> None:
         """What a worker does while the others compute: nothing, unless they need its part of the model."""
         if self.sharded:
-            self._run_made_up(1, 1)
+            self._run_for_nothing(texts=1)
 
-    def warm_up(self, texts: int, length: int) -> None:
-        """Runs a made-up microbatch once, so that what is compiled on first use is compiled alike on all workers."""
+    def warm_up(self) -> None:
+        """Runs one microbatch, the same on all workers, so that what is compiled on first use is compiled alike."""
         self.model.eval()
-        self._run_made_up(texts, length)
+        self._run_for_nothing()
         set_training(self.model)
-        self._run_made_up(texts, length)
+        self._run_for_nothing()
         self.sums.forget()
 
-    def _run_made_up(self, texts: int, length: int) -> None:
-        """Forward, and backward in training, of texts that say nothing and weigh nothing."""
-        ids = torch.ones(texts, length, dtype=torch.long, device=self.device)
+    def _run_for_nothing(self, texts: int | None = None) -> None:
+        """Forward, and backward in training, of the first microbatch (or texts of it), which weighs nothing."""
+        inputs = {name: value[:texts].to(self.device) for name, value in self._first_batch.inputs.items()}
         with torch.set_grad_enabled(self.model.training), autocast(self.device, self.precision):
-            nothing = self.model(input_ids=ids, attention_mask=ids).logits.sum() * 0
+            nothing = self.model(**inputs).logits.sum() * 0
         if self.model.training:
             nothing.backward()
 
-    def _without_gradient(self, epoch: int, step: int, texts: int, skipped: Mapping[int, str]) -> dict[int, str]:
+    @cached_property
+    def _first_batch(self) -> Batch:
+        places = product(range(self.feed.steps), range(self.feed.lanes))
+        return next(batch for step, lane in places if (batch := self.batch(0, step, lane)))
+
+    def _without_gradient(
+        self, epoch: int, step: int, texts: int, skipped: Mapping[int, "_Fault"]
+    ) -> dict[int, "_Fault"]:
         """The lanes, of all workers, whose gradient by itself is not finite or too large."""
         found = torch.zeros(self.feed.lanes, device=self.device)
         with autocast(self.device, self.precision):
@@ -263,12 +279,20 @@ class LaneTrainer:
         batch = self.batch(epoch, step, lane)
         return batch.rows if batch else []
 
-    def _told(self, epoch: int, step: int, lane: int, fault: str) -> str:
+    def _told(self, epoch: int, step: int, lane: int, fault: "_Fault") -> str:
         rows = ", ".join(map(str, self._rows(epoch, step, lane)))
         return (
-            f"{fault} at epoch {epoch}, step {step}, lane {lane} (rows {rows}): {_ADVICE[fault]}, look at those rows, "
-            "or leave such microbatches out with finetune.bad_microbatch=skip."
+            f"{fault.reason} at epoch {epoch}, step {step}, lane {lane} (rows {rows}): {fault.advice}, "
+            "look at those rows, or leave such microbatches out with finetune.bad_microbatch=skip."
         )
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """What is wrong with a microbatch."""
+
+    reason: str
+    advice: str
 
 
 @dataclass(frozen=True)
@@ -280,44 +304,21 @@ class _Outcome:
     tokens: int
     padded: int
     flag: int
-    bad: dict[int, str]
+    bad: dict[int, _Fault]
+    """By lane."""
 
 
 _NOT_FINITE, _OUT_OF_MEMORY, _NO_GRADIENT = 1, 2, 3
 _FAULTS = {
-    _NOT_FINITE: "the loss is not finite",
-    _OUT_OF_MEMORY: "memory does not suffice",
-    _NO_GRADIENT: "the gradient is not finite or too large",
-}
-_ADVICE = {
-    "the loss is not finite": "lower finetune.learning_rate",
-    "memory does not suffice": "lower finetune.microbatch or prepare.max_length",
-    "the gradient is not finite or too large": "lower finetune.learning_rate",
+    _NOT_FINITE: _Fault("the loss is not finite", "lower finetune.learning_rate"),
+    _OUT_OF_MEMORY: _Fault("memory does not suffice", "lower finetune.microbatch or prepare.max_length"),
+    _NO_GRADIENT: _Fault("the gradient is not finite or too large", "lower finetune.learning_rate"),
 }
 
 
 def _out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's or the system's memory did not suffice; torch has no class of its own for the latter."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamW:
-    """Fused AdamW (Loshchilov and Hutter 2019); biases and normalisations are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
-
-
-def build_schedule(optimizer: AdamW, kind: str, steps: int, warmup: float) -> LRScheduler:
-    """transformers' learning rate schedule `kind` over `steps`, the share `warmup` of them rising."""
-    name = "constant_with_warmup" if kind == "constant" else kind
-    schedule: LRScheduler = get_scheduler(
-        name, optimizer, num_warmup_steps=round(steps * warmup), num_training_steps=steps
-    )
-    return schedule
 
 
 def _make_embedding_sparse(model: PreTrainedModel) -> list[nn.Parameter]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, ClassVar, Literal, Self
 
@@ -59,7 +59,11 @@ class _Bounds(Settings):
     @model_validator(mode="before")
     @classmethod
     def _number(cls, given: Any) -> Any:
-        return dict.fromkeys(cls.ALONE, given) if isinstance(given, cls.NUMBER) else given
+        if isinstance(given, cls.NUMBER) and not isinstance(given, bool):
+            return dict.fromkeys(cls.ALONE, given)
+        if not isinstance(given, Mapping | Settings):
+            raise ValueError("must be a number, or a mapping of min and max")
+        return given
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -96,7 +100,9 @@ class FinetuneSettings(Settings):
     )
     tune: Literal["full", "head"] = Field("full", description="Train all weights, or only the head's.")
     epochs: int = Field(2, ge=1, description="Passes over the training set.")
-    lanes: int = Field(4, ge=1, description="Slots of a step; lanes x microbatch is the global batch.")
+    lanes: int = Field(
+        4, ge=1, description="Slots of a step, at least as many as workers; lanes x microbatch is the global batch."
+    )
     microbatch: int = Field(8, ge=1, description="Texts in one lane of a step.")
     learning_rate: float = Field(1e-4, gt=0, description="The peak learning rate.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay after the warm-up.")

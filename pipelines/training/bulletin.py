@@ -53,8 +53,16 @@ class Bulletin:
         self._news.setdefault("told", []).append(sentence)
 
     def order_to_leave(self, reason: str, least_seconds: float = 0.0) -> None:
-        """Has the workers take a checkpoint and leave, if they have trained that long; the first reason counts."""
-        if self._groups and time.time() - self._groups[-1]["began"] >= least_seconds:
+        """Has the workers take a checkpoint and leave; the first reason counts.
+
+        Not if they have trained for less than `least_seconds`, or have no more than that left to do.
+        """
+        if not self._groups:
+            return
+        group = self._groups[-1]
+        trained, taken = time.time() - group["began"], group["last_step"] - group["first_step"]
+        left = (self._news.get("total", 0) - group["last_step"]) * trained / taken if taken else float("inf")
+        if min(trained, left) >= least_seconds:
             self._order = self._order or reason
 
     def order(self) -> str | None:

@@ -25,7 +25,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGro
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
-from cluster.logs import causes
+from cluster.logs import causes, last_line
 from cluster.nodes import room
 from cluster.store import ClusterError
 from models.settings import InputError
@@ -175,5 +175,4 @@ def _told(error: TrainingFailedError) -> str:
             node_died = "node died" in str(dead).lower() or "node failure" in str(dead).lower()
             return f"worker {rank} was lost{' with its node' if node_died else ''}"
     rank, failure = next(iter(failures.items()), (0, error))
-    lines = str(failure).strip().splitlines()
-    return f"worker {rank}: {lines[-1] if lines else type(failure).__name__}"
+    return f"worker {rank}: {last_line(failure)}"

@@ -110,7 +110,7 @@ def fit(
     channel: Channel,
     *,
     epochs: int,
-    validate: Callable[[], dict[str, float]],
+    validate: Callable[[Callable[[], bool]], dict[str, float] | None],
     metric: str,
     patience: int | None,
     keep_best: Callable[[], None],
@@ -118,9 +118,9 @@ def fit(
 ) -> FitState:
     """Trains from `state` to the end of the last epoch, or until `patience` validations brought nothing better.
 
-    `validate` measures after each epoch, on all workers; `keep_best` saves the weights, each time `metric` is better
-    than ever before. Checkpoints come at the channel's pace, by the first worker's clock; one that is due at the end of
-    an epoch comes after its validation, which it then remembers.
+    `validate` measures after each epoch, on all workers, unless what it asks on the way stops it; `keep_best` saves
+    the weights, each time `metric` is better than ever before. Checkpoints come at the channel's pace, by the first
+    worker's clock; one that is due at the end of an epoch comes after its validation, which it then remembers.
 
     Raises:
         LeftError: the channel ordered it; a checkpoint was taken.
@@ -141,6 +141,17 @@ def fit(
         state.seconds += ended - started
         return ended
 
+    def ordered_to_leave() -> bool:
+        return time.monotonic() >= leaves_at and channel.ordered_to_leave()
+
+    def leave() -> float:
+        """Takes a checkpoint and ends; where that fails, gives the time until which the workers stay."""
+        ended = checkpoint()
+        if checkpoints.wait():
+            channel.news(_news(state, feed.steps, epochs))
+            raise LeftError
+        return ended + pace.least
+
     while state.epoch < epochs and not state.stopped_early:
         while state.step < feed.steps:
             started = time.monotonic()
@@ -148,7 +159,7 @@ def fit(
             flag = _Flag(0)
             if started - last_checkpoint > pace.interval and not checkpoints.busy:
                 flag |= _Flag.CHECKPOINT
-            if started >= leaves_at and channel.ordered_to_leave():
+            if ordered_to_leave():
                 flag |= _Flag.LEAVE
             result = trainer.step(state.epoch, state.step, flag=flag)
             state.step += 1
@@ -172,15 +183,12 @@ def fit(
                 channel.news(_news(state, feed.steps, epochs) | {"checkpoint_age": now - last_checkpoint})
             state.seconds += now - started
             if result.flag & _Flag.LEAVE:
-                last_checkpoint = checkpoint()
-                if checkpoints.wait():
-                    channel.news(_news(state, feed.steps, epochs))
-                    raise LeftError
-                leaves_at = last_checkpoint + pace.least  # What cannot be gone on from is not left.
+                leaves_at = leave()
             due = due or bool(result.flag & _Flag.CHECKPOINT)
             if due and state.step < feed.steps:
                 last_checkpoint, due = checkpoint(), False
-        measured = validate()
+        while (measured := validate(ordered_to_leave)) is None:
+            leaves_at = leave()
         set_training(trainer.model)
         for tracker in trackers:
             tracker.log(len(state.losses), {f"validation/{name}": value for name, value in measured.items()})

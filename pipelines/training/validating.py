@@ -1,5 +1,6 @@
 """Validation during training: the same bits on every worker and for every number of workers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ _BATCH_TEXTS = 32
 
 
 def validation_metrics(
-    prepared: Prepared, trainer: LaneTrainer, labels: tuple[LabelColumn, ...], pad: int
-) -> dict[str, float]:
-    """The metrics on the validation split; every worker must call it.
+    prepared: Prepared, trainer: LaneTrainer, labels: tuple[LabelColumn, ...], pad: int, stopped: Callable[[], bool]
+) -> dict[str, float] | None:
+    """The metrics on the validation split, or None where it was `stopped` on the way; every worker must call it.
 
     Chunks are dealt to the workers; each fills its rows of one array of logits, and the arrays are added up, which
     is exact because all but one hold zeros.
@@ -34,6 +35,8 @@ def validation_metrics(
         if chunk:
             for column in labels:
                 targets[column.name].append(chunk.labels[column.name])
+        if number % trainer.workers == 0 and trainer.hear(stopped()):
+            return None
         if number % trainer.workers == trainer.rank:
             done = 0
             if chunk:

@@ -1,6 +1,7 @@
 """One worker's part of a fine-tuning run, on whatever carries its checkpoints (Ray Train, or a test)."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,10 @@ from models.encoders import build_classifier, set_padding
 from models.feed import Feed
 from models.layers import checkpoint_activations, compile_layers
 from models.objectives import ClassificationObjective
+from models.optimizer import build_optimizer, build_schedule
 from models.precision import Precision, agreed
 from models.sharding import gathered, shard
-from models.training import LaneTrainer, build_optimizer, build_schedule
+from models.training import LaneTrainer
 from pipelines.metrics import metric_of
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
@@ -88,13 +90,13 @@ def train_lanes(
         workers=workers,
     )
     if settings.compile:
-        trainer.warm_up(settings.microbatch, job.spec.max_length)
+        trainer.warm_up()
     state = restored(trainer, checkpoints, last)
     state.precision = precision
 
-    def validate() -> dict[str, float]:
-        measured = validation_metrics(prepared, trainer, job.spec.labels, pad)
-        return {settings.metric: metric_of(measured, settings.metric, job.spec.labels), **measured}
+    def validate(stopped: Callable[[], bool]) -> dict[str, float] | None:
+        measured = validation_metrics(prepared, trainer, job.spec.labels, pad, stopped)
+        return measured and {settings.metric: metric_of(measured, settings.metric, job.spec.labels), **measured}
 
     names = settings.trackers if rank == 0 else ()
     with tracking(

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 
 from cluster.connect import room_for
-from cluster.logs import causes
+from cluster.logs import causes, last_line
 from cluster.memory import training_environment
 from cluster.nodes import draining, room
 from cluster.store import STORAGE_ERRORS, ClusterError, is_local, write_whole
@@ -169,8 +169,7 @@ def _explained(error: TrainingFailedError) -> Exception:
             return type(failure)(str(failure))
         if isinstance(failure, OSError) and failure.errno:
             return ClusterError(f"a training worker failed: {failure}; run the same command again to go on.")
-    told = (str(failure).strip().splitlines() for failure in failures)
-    reason = next((lines[-1] for lines in told if lines), str(error))
+    reason = next((last_line(failure) for failure in failures if str(failure).strip()), str(error))
     return ClusterError(f"training ended early: {reason}; run the same command again to go on.")
 
 

@@ -186,7 +186,10 @@ def test_a_sharded_run_is_the_run_but_for_rounding(job: Job) -> None:
     train_here(alone, 0, 1, None)
     spread = job("spread", exact=False, fsdp=True)
     lean = job("lean", exact=False, fsdp=True, precision="bf16", activation_checkpointing=True)
-    train_on(3, spread, lean)
+    head, head_alone = (job(name, exact=False, fsdp=name == "head", tune="head") for name in ("head", "head alone"))
+    train_here(head_alone, 0, 1, None)
+    train_on(3, spread, lean, head)
+    Run(head).assert_near(Run(head_alone), loss=1e-3, weight=0.02)
     Run(spread).assert_near(Run(alone), loss=1e-3, weight=0.02)
     Run(lean).assert_near(Run(alone), loss=0.1, weight=0.1)
 
@@ -203,6 +206,17 @@ def test_any_layout_goes_on_from_the_checkpoint_of_any_other(job: Job) -> None:
     object.__setattr__(moved, "settings", moved.settings.model_copy(update={"fsdp": False}))
     train_on(2, moved)
     Run(moved).assert_near(Run(calm), loss=1e-3, weight=0.02)
+
+
+def test_an_order_to_leave_is_heard_during_validation(job: Job) -> None:
+    calm, moved = job("calm"), job("moved")
+    train_here(calm, 0, 1, None)
+    train_on(2, moved, leave_after=moved.feed.steps)
+    (left,) = (Path(moved.work.path) / "checkpoints").iterdir()
+    assert left.name.startswith(f"{moved.feed.steps:012d}-")
+    assert not (Path(moved.work.path) / "best").exists(), "it has not validated yet"
+    train_on(3, moved)
+    Run(moved).assert_same(Run(calm))
 
 
 def test_overflows_in_half_precision_take_the_step_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
