@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from models import dropout
 from models.encoders import set_training
+from models.faults import FAULTS, NO_GRADIENT, NOT_FINITE, OUT_OF_MEMORY, Fault, Skipped, out_of_memory
 from models.feed import Feed
 from models.fixedpoint import FixedPointSum, FloatSum, GradientSum
 from models.ledger import digest
@@ -38,16 +39,6 @@ class Batch:
 
     inputs: dict[str, Tensor]
     labels: dict[str, Tensor]
-    rows: list[int]
-    """The rows' identities."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A microbatch that was left out of a step."""
-
-    lane: int
-    reason: str
     rows: list[int]
     """The rows' identities."""
 
@@ -130,7 +121,7 @@ class LaneTrainer:
                 not skipped; on every worker alike.
         """
         rows = self.feed.lane_rows(epoch, step)
-        skipped: dict[int, _Fault] = {}
+        skipped: dict[int, Fault] = {}
         scale = self.scale.value
         while texts := sum(count for lane, count in enumerate(rows) if lane not in skipped):
             outcome = self._run_lanes(epoch, step, texts, flag, skipped)
@@ -172,7 +163,7 @@ class LaneTrainer:
         self.sums.release()
         return result
 
-    def _run_lanes(self, epoch: int, step: int, texts: int, flag: int, skipped: Mapping[int, "_Fault"]) -> "_Outcome":
+    def _run_lanes(self, epoch: int, step: int, texts: int, flag: int, skipped: Mapping[int, Fault]) -> "_Outcome":
         """Forward and backward of this worker's lanes; what all workers found."""
         # Each lane's loss, digest and fault, and the flag. Adding zeros is exact, so the sum is a gather.
         lanes = self.feed.lanes
@@ -193,18 +184,18 @@ class LaneTrainer:
                 try:
                     loss = self._run_lane(epoch, step, lane, batch, texts)
                 except (RuntimeError, MemoryError) as error:
-                    if not _out_of_memory(error):
+                    if not out_of_memory(error):
                         raise
                     if self.sharded:  # The others wait for this worker in the middle of a layer.
-                        raise InputError(self._told(epoch, step, lane, _FAULTS[_OUT_OF_MEMORY])) from error
-                    told[2 * lanes + lane] = _OUT_OF_MEMORY
+                        raise InputError(self._told(epoch, step, lane, FAULTS[OUT_OF_MEMORY])) from error
+                    told[2 * lanes + lane] = OUT_OF_MEMORY
                     break
                 told[lane] = loss.nan_to_num()
-                told[2 * lanes + lane] = ~loss.isfinite() * _NOT_FINITE
+                told[2 * lanes + lane] = ~loss.isfinite() * NOT_FINITE
         if self.workers > 1:
             dist.all_reduce(told)
         losses, digests, faults = (part.tolist() for part in told[:-1].split(lanes))
-        bad = {lane: _FAULTS[int(fault)] for lane, fault in enumerate(faults) if fault}
+        bad = {lane: FAULTS[int(fault)] for lane, fault in enumerate(faults) if fault}
         return _Outcome(losses, [int(value) for value in digests], tokens, padded, int(told[-1]), bad)
 
     def _run_lane(self, epoch: int, step: int, lane: int, batch: Batch, texts: int) -> Tensor:
@@ -219,7 +210,7 @@ class LaneTrainer:
         (loss * self.sums.loss_scale).backward()
         return loss.detach()
 
-    def _batch(self, epoch: int, step: int, lane: int, skipped: Mapping[int, "_Fault"]) -> Batch | None:
+    def _batch(self, epoch: int, step: int, lane: int, skipped: Mapping[int, Fault]) -> Batch | None:
         return None if lane in skipped or lane >= self.feed.lanes else self.batch(epoch, step, lane)
 
     def hear(self, said: bool) -> bool:
@@ -255,9 +246,7 @@ class LaneTrainer:
         places = product(range(self.feed.steps), range(self.feed.lanes))
         return next(batch for step, lane in places if (batch := self.batch(0, step, lane)))
 
-    def _without_gradient(
-        self, epoch: int, step: int, texts: int, skipped: Mapping[int, "_Fault"]
-    ) -> dict[int, "_Fault"]:
+    def _without_gradient(self, epoch: int, step: int, texts: int, skipped: Mapping[int, Fault]) -> dict[int, Fault]:
         """The lanes, of all workers, whose gradient by itself is not finite or too large."""
         found = torch.zeros(self.feed.lanes, device=self.device)
         with autocast(self.device, self.precision):
@@ -273,26 +262,18 @@ class LaneTrainer:
                     self.sums.forget()
         if self.workers > 1:
             dist.all_reduce(found)
-        return dict.fromkeys(found.nonzero().flatten().tolist(), _FAULTS[_NO_GRADIENT])
+        return dict.fromkeys(found.nonzero().flatten().tolist(), FAULTS[NO_GRADIENT])
 
     def _rows(self, epoch: int, step: int, lane: int) -> list[int]:
         batch = self.batch(epoch, step, lane)
         return batch.rows if batch else []
 
-    def _told(self, epoch: int, step: int, lane: int, fault: "_Fault") -> str:
+    def _told(self, epoch: int, step: int, lane: int, fault: Fault) -> str:
         rows = ", ".join(map(str, self._rows(epoch, step, lane)))
         return (
             f"{fault.reason} at epoch {epoch}, step {step}, lane {lane} (rows {rows}): {fault.advice}, "
             "look at those rows, or leave such microbatches out with finetune.bad_microbatch=skip."
         )
-
-
-@dataclass(frozen=True)
-class _Fault:
-    """What is wrong with a microbatch."""
-
-    reason: str
-    advice: str
 
 
 @dataclass(frozen=True)
@@ -304,21 +285,8 @@ class _Outcome:
     tokens: int
     padded: int
     flag: int
-    bad: dict[int, _Fault]
+    bad: dict[int, Fault]
     """By lane."""
-
-
-_NOT_FINITE, _OUT_OF_MEMORY, _NO_GRADIENT = 1, 2, 3
-_FAULTS = {
-    _NOT_FINITE: _Fault("the loss is not finite", "lower finetune.learning_rate"),
-    _OUT_OF_MEMORY: _Fault("memory does not suffice", "lower finetune.microbatch or prepare.max_length"),
-    _NO_GRADIENT: _Fault("the gradient is not finite or too large", "lower finetune.learning_rate"),
-}
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or the system's memory did not suffice; torch has no class of its own for the latter."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _make_embedding_sparse(model: PreTrainedModel) -> list[nn.Parameter]:

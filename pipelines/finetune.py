@@ -218,6 +218,7 @@ def run(task: Task) -> dict[str, Any]:
         "texts_per_second": round(state.texts_per_second, 1),
         "padding_share": round(state.padding_share, 4),
         "precision": state.precision,
+        "exact_sums": settings.exact,
         "workers": outcome.workers,
         "interruptions": len(outcome.groups) - 1,
         "skipped_texts": sum(len(each["rows"]) for each in state.skipped),
@@ -231,6 +232,7 @@ def run(task: Task) -> dict[str, Any]:
             ("training texts/s", f"{state.texts_per_second:,.1f}"),
             ("padding", f"{state.padding_share:.1%}"),
             ("computed in", _told_precision(settings.precision, state.precision)),
+            *([] if settings.exact else [("gradients summed in", "floating point: the order changes the last bits")]),
             (f"validation {settings.metric}, epoch {state.best_epoch + 1}", f"{state.best:.4f}"),
         ],
     )

@@ -99,6 +99,8 @@ def test_the_last_of_two_overrides_holds(recipe: Path) -> None:
         ("finetune.encoder={hidden_size: 100, heads: 3}", "finetune.encoder.heads: must divide hidden_size"),
         ("serve.min_replicas=5", "serve: min_replicas is 5, more than max_replicas, 4"),
         ("finetune.workers=9", "9 workers need as many lanes, but finetune.lanes is 4"),
+        ("finetune.workers=many", "finetune.workers: must be a number, or a mapping of min and max"),
+        ("finetune.fsdp=true", "finetune: fsdp sums gradients in floating point, not exactly: set exact to false"),
         ("evaluate.slices=[region]", "region is not kept by data.columns"),
         ("evaluate.gate={acuracy: 0.8}", "did you mean accuracy?"),
         ("finetune.metric=other.macro_f1", "finetune.metric: 'other.macro_f1' is no metric here"),
