@@ -15,7 +15,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from models import dropout
 from models.checkpoints import training_state
 from models.encoders import build_classifier
 from models.feed import Feed
+from models.hostsum import WorkerSum
 from models.ledger import digest
 from models.objectives import ClassificationObjective
 from models.optimizer import build_optimizer, build_schedule
@@ -69,6 +70,8 @@ class Found:
     ledger_share: float = 0.0
     checkpoint_seconds: float = 0.0
     checkpoint_interval: float = 0.0
+    sent: float = 0.0
+    """Megabytes that a worker gives to the fixed-point sums in a step."""
     parameters: int = 0
 
 
@@ -111,6 +114,20 @@ class Contestant:
         self.optimizer.zero_grad()
 
 
+@contextlib.contextmanager
+def counting_bytes() -> Iterator[list[int]]:
+    """What goes into the sums over the workers while the block runs."""
+    counted: list[int] = []
+    stretches = WorkerSum.stretches
+
+    def counting(self: WorkerSum, tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> Any:
+        counted.append(sum(len(tensor) for tensor in tensors) * dtype.itemsize)
+        return stretches(self, tensors, dtype)
+
+    with mock.patch.object(WorkerSum, "stretches", counting):
+        yield counted
+
+
 def worker(rank: int, port: int, folder: str, steps: int, turns: int, results: Any) -> None:
     """One of the two."""
     torch.set_num_threads(1)
@@ -124,8 +141,10 @@ def worker(rank: int, port: int, folder: str, steps: int, turns: int, results: A
     with encoder_folder(str(load_recipe(RECIPE).finetune.encoder)) as encoder:
         contestants = {name: Contestant(name, data, feed, reader, encoder, rank) for name in (FIXED, FLOAT, DDP)}
     for contestant in contestants.values():
-        for step in full[:WARM_UP]:
-            contestant.step(step)
+        with counting_bytes() as counted:
+            for step in full[:WARM_UP]:
+                contestant.step(step)
+        found.sent = found.sent or sum(counted) / WARM_UP / 1e6
     names = list(contestants)
     for turn in range(turns):
         for name in names if turn % 2 == 0 else reversed(names):
@@ -193,14 +212,15 @@ def print_found(found: Found, options: argparse.Namespace) -> None:
         f"MiniLM, {WORKERS} workers of one thread, {options.turns} turns of {options.steps} steps each: medians"
     )
     speed = {name: statistics.median(each) for name, each in found.texts_per_second.items()}
-    table = Table("gradients summed in", "texts/s", "against float32")
+    table = Table("gradients summed in", "texts/s", "against DDP", "MB given by a worker in a step")
     for name, each in speed.items():
-        table.add_row(name, f"{each:.1f}", f"{each / speed[FLOAT]:.3f}")
+        sent = found.sent if name == FIXED else found.parameters * 4 / 1e6
+        table.add_row(name, f"{each:.1f}", f"{each / speed[DDP]:.2f}", f"{sent:.0f}")
     console.print(table)
     console.print(
-        f"A gradient has {found.parameters * 4 / 1e6:.0f} MB either way; but of the embeddings, only the rows of"
+        "Of the embeddings only the rows of tokens that occur are summed in fixed point. Both workers being on one "
+        "host, its sums go through memory that they share; those of the others through torch's gloo."
     )
-    console.print("tokens that occur are summed in fixed point.")
     console.print(f"The ledger takes {found.ledger_share:.4%} of the time.")
     share = found.checkpoint_seconds / found.checkpoint_interval
     console.print(

@@ -108,6 +108,11 @@ def _as_bias(mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
 
 
+def uses_stream(model: PreTrainedModel) -> bool:
+    """Whether `use_stream` was called for a model."""
+    return any(isinstance(module, StreamDropout) for module in model.modules())
+
+
 def use_stream(model: PreTrainedModel) -> None:
     """Makes a model draw its dropout from the process's stream."""
     for module in list(model.modules()):

@@ -17,7 +17,10 @@ class Fault:
 
 FAULTS = {
     NOT_FINITE: Fault("the loss is not finite", "lower finetune.learning_rate"),
-    OUT_OF_MEMORY: Fault("memory does not suffice", "lower finetune.microbatch or prepare.max_length"),
+    OUT_OF_MEMORY: Fault(
+        "memory does not suffice",
+        "lower finetune.microbatch or prepare.max_length, set finetune.activation_checkpointing",
+    ),
     NO_GRADIENT: Fault("the gradient is not finite or too large", "lower finetune.learning_rate"),
 }
 """By the numbers that workers tell each other."""

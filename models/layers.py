@@ -3,6 +3,7 @@
 `models.sharding` spreads them over workers.
 """
 
+import torch._dynamo
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -19,13 +20,15 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Keeps only the layers' inputs for the backward pass, which computes the rest again: the same bits.
 
-    (Chen et al. 2016, arXiv 1604.06174.) Memory for activations shrinks by the layers' depth, time grows by a third.
+    (Chen et al. 2016, arXiv 1604.06174.) A last layer that works only for the first token (`models.first_token`) is
+    left as it is. To be called after `dropout.use_stream`, if at all: the masks are drawn again.
 
     Raises:
         InputError: the model cannot do it.
     """
+    replayed = {"context_fn": dropout.replayed} if dropout.uses_stream(model) else {}
     try:
-        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": dropout.replayed})
+        model.activation_checkpointing_enable({"use_reentrant": False, **replayed})
     except ValueError as error:
         raise InputError(
             f"finetune.activation_checkpointing: {model.config.model_type} models cannot; leave it out."
@@ -45,5 +48,8 @@ def compile_layers(model: PreTrainedModel) -> None:
     layers = layers_of(model)
     if not layers:
         raise InputError(f"finetune.compile: {model.config.model_type} models cannot be compiled; leave it out.")
+    # A layer's code comes in kinds (training or not, with a mask or without, the last layer). Beyond the limit, 8 by
+    # default, torch would go on without compiling.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     for layer in layers:
         layer.compile(dynamic=True)

@@ -16,16 +16,9 @@ Precision = Literal["bf16", "fp16", "fp32"]
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-_INSTEAD: dict[Precision, tuple[Precision, ...]] = {
-    "bf16": ("bf16", "fp16", "fp32"),
-    "fp16": ("fp16", "fp32"),
-    "fp32": ("fp32",),
-}
-"""What is wanted, and what serves in its place."""
-
 _CPU_INSTRUCTIONS: dict[Precision, tuple[str, ...]] = {
     "bf16": ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
-    "fp16": ("avx512_fp16", "amx_fp16", "fp16"),
+    "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
 """Any of them, as torch names what a processor of x86 or Arm has."""
 
@@ -40,14 +33,21 @@ def supported(device: torch.device, precision: Precision) -> bool:
     return any(capabilities.get(name) for name in _CPU_INSTRUCTIONS[precision])
 
 
+def _candidates(wanted: Precision, device: torch.device) -> tuple[Precision, ...]:
+    """What is wanted, and what serves in its place, the best first."""
+    if wanted == "bf16" and device.type == "cuda":
+        return ("bf16", "fp16", "fp32")
+    return (wanted, "fp32")
+
+
 def usable(wanted: Precision, device: torch.device) -> Precision:
     """The wanted precision, or the next best that the device supports: fp16 on a GPU without bf16, else float32."""
-    return next(each for each in _INSTEAD[wanted] if supported(device, each))
+    return next(each for each in _candidates(wanted, device) if supported(device, each))
 
 
 def agreed(wanted: Precision, device: torch.device) -> Precision:
     """As `usable`, but supported by the devices of all workers of the default process group, each of which must ask."""
-    candidates = _INSTEAD[wanted]
+    candidates = _candidates(wanted, device)
     fast = torch.tensor([int(supported(device, each)) for each in candidates], device=device)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(fast, dist.ReduceOp.MIN)
@@ -67,8 +67,8 @@ class LossScale:
     """What losses are multiplied by on the way through fp16, so that small gradients are not lost.
 
     Doubled after `patience` steps without an overflow and halved at each, as in Micikevicius et al. 2018 (and torch's
-    GradScaler); but a step that overflowed is taken again, not left out, so that no row is lost. Powers of two, so
-    scaling changes no bit of what does not overflow.
+    GradScaler); but a step that overflowed is taken again, not left out, so that no row is lost. Being powers of two,
+    scales change nothing but what would have been lost.
     """
 
     value: float = 2.0**16

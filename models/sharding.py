@@ -3,7 +3,8 @@
 Each worker keeps a part of every tensor and borrows the others' parts for as long as a layer computes (Zhao et al.
 2023, arXiv 2304.11277; Rajbhandari et al. 2020, ZeRO). So all workers must run forward and backward equally often, and
 gradients are summed in floating point by a collective whose order depends on the number of workers: the run is not
-the same to the bit for every number of them, as a replicated one is.
+the same to the bit for every number of them, as a replicated one is. Gradients are exchanged after each microbatch, not
+once a step, for no worker has room to keep whole ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,16 +24,18 @@ from models.precision import DTYPES, Precision
 def shard(model: PreTrainedModel, device: torch.device, precision: Precision, workers: int) -> None:
     """Spreads a model over the workers, each of which must call it with the same model; its weights move to `device`.
 
-    A layer's weights are borrowed in `precision`; gradients are added up in float32 after each microbatch.
+    A layer's weights, those of its normalisations too, are borrowed in `precision`, and what goes from layer to layer
+    is in it; gradients are added up in float32 after each microbatch.
     """
     mesh = init_device_mesh(device.type, (workers,))
     borrowed = None if precision == "fp32" else DTYPES[precision]
     policy = MixedPrecisionPolicy(param_dtype=borrowed, reduce_dtype=torch.float32)
     for module in (*layers_of(model), model):
-        fully_shard(module, mesh=mesh, mp_policy=policy)
-    assert isinstance(model, FSDPModule)
-    model.set_gradient_divide_factor(1.0)  # A step's gradient is a sum over its texts, not a mean over workers.
-    model.set_force_sum_reduction_for_comms(device.type == "cpu")  # Gloo has no reduction of another kind.
+        # By default the outermost module keeps what it borrowed until a backward pass, which validation has none of.
+        sharded = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        # A step's gradient is a sum over its texts, not a mean over workers.
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -11,8 +11,8 @@ the motions with an idle microbatch of weight zero.
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import product
 
 import torch
@@ -122,7 +122,7 @@ class LaneTrainer:
         """
         rows = self.feed.lane_rows(epoch, step)
         skipped: dict[int, Fault] = {}
-        scale = self.scale.value
+        scale = replace(self.scale)
         while texts := sum(count for lane, count in enumerate(rows) if lane not in skipped):
             outcome = self._run_lanes(epoch, step, texts, flag, skipped)
             bad = outcome.bad
@@ -134,7 +134,7 @@ class LaneTrainer:
                     if self.precision == "fp16" and self.scale.lower():
                         continue
                     bad = self._without_gradient(epoch, step, texts, skipped)
-                    self.scale.value = scale  # It was not to blame.
+                    self.scale = scale  # It was not to blame.
                     if not bad:  # No lane by itself is to blame.
                         raise InputError(f"at epoch {epoch}, step {step}: {error}.") from error
             self.sums.forget()
@@ -171,6 +171,7 @@ class LaneTrainer:
         if self.rank == 0:
             told[-1] = flag
         tokens = padded = 0
+        self.sums.loss_scale = self.scale.value if self.precision == "fp16" else 1.0
         # One autocast region for all lanes, so that the weights are cast once a step.
         with autocast(self.device, self.precision):
             for lane in range(self.rank, lanes + self.rank, self.workers):
@@ -206,7 +207,6 @@ class LaneTrainer:
         inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
         labels = {name: value.to(self.device, non_blocking=True) for name, value in batch.labels.items()}
         loss = self.loss(self.model(**inputs).logits, labels) / texts
-        self.sums.loss_scale = self.scale.value if self.precision == "fp16" else 1.0
         (loss * self.sums.loss_scale).backward()
         return loss.detach()
 
@@ -223,19 +223,23 @@ class LaneTrainer:
     def idle(self) -> None:
         """What a worker does while the others compute: nothing, unless they need its part of the model."""
         if self.sharded:
-            self._run_for_nothing(texts=1)
+            # Special tokens where texts have them; the rest of a text could harm the others' sums.
+            ends = [0, int(self._first_batch.inputs["attention_mask"][0].sum()) - 1]
+            self._run_for_nothing({name: value[:1, ends] for name, value in self._first_batch.inputs.items()})
 
     def warm_up(self) -> None:
         """Runs one microbatch, the same on all workers, so that what is compiled on first use is compiled alike."""
-        self.model.eval()
-        self._run_for_nothing()
-        set_training(self.model)
-        self._run_for_nothing()
+        # With padding too, of which the first one may have none: without, attention has no mask and other code.
+        padded = {name: nn.functional.pad(value, (0, 1)) for name, value in self._first_batch.inputs.items()}
+        for prepare in (self.model.eval, partial(set_training, self.model)):
+            prepare()
+            self._run_for_nothing(self._first_batch.inputs)
+            self._run_for_nothing(padded)
         self.sums.forget()
 
-    def _run_for_nothing(self, texts: int | None = None) -> None:
-        """Forward, and backward in training, of the first microbatch (or texts of it), which weighs nothing."""
-        inputs = {name: value[:texts].to(self.device) for name, value in self._first_batch.inputs.items()}
+    def _run_for_nothing(self, inputs: Mapping[str, Tensor]) -> None:
+        """Forward, and backward in training, of texts that weigh nothing."""
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
         with torch.set_grad_enabled(self.model.training), autocast(self.device, self.precision):
             nothing = self.model(**inputs).logits.sum() * 0
         if self.model.training:
@@ -249,6 +253,7 @@ class LaneTrainer:
     def _without_gradient(self, epoch: int, step: int, texts: int, skipped: Mapping[int, Fault]) -> dict[int, Fault]:
         """The lanes, of all workers, whose gradient by itself is not finite or too large."""
         found = torch.zeros(self.feed.lanes, device=self.device)
+        self.sums.loss_scale = self.scale.value if self.precision == "fp16" else 1.0
         with autocast(self.device, self.precision):
             for lane in range(self.feed.lanes):
                 mine = lane % self.workers == self.rank
@@ -270,9 +275,10 @@ class LaneTrainer:
 
     def _told(self, epoch: int, step: int, lane: int, fault: Fault) -> str:
         rows = ", ".join(map(str, self._rows(epoch, step, lane)))
+        skip = "" if self.skip_bad else " or leave such microbatches out with finetune.bad_microbatch=skip,"
         return (
-            f"{fault.reason} at epoch {epoch}, step {step}, lane {lane} (rows {rows}): {fault.advice}, "
-            "look at those rows, or leave such microbatches out with finetune.bad_microbatch=skip."
+            f"{fault.reason} at epoch {epoch}, step {step}, lane {lane} (rows {rows}): "
+            f"{fault.advice},{skip} or look at those rows."
         )
 
 

@@ -157,7 +157,7 @@ def _tell(task: Task, columns: tuple[LabelColumn, ...], evaluation: Evaluation) 
             rows.append(("calibration error", f"{found.calibrated_ece:.4f}", f"was {found.metrics['ece']:.4f}"))
         title = f"{column.name}, {evaluation.split} split, {found.labelled:,} texts"
         task.progress.table(title, rows, ("", "classifier", "baseline" if baseline else ""))
-    task.progress.console.print(f"report: {task.out / 'report.html'}", soft_wrap=True)
+    task.progress.tell(f"report: {task.out / 'report.html'}")
 
 
 def _hold_to_gate(task: Task, columns: tuple[LabelColumn, ...], evaluation: Evaluation) -> None:

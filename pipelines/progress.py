@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 _QUIET_INTERVAL_S = 30.0
 
@@ -28,12 +30,12 @@ class Step:
         """Sets how much is done; `note` is a few words such as the loss or the rate."""
         self._total = total if total is not None else self._total
         if self._progress.bars and self._task is not None:
-            text = f"{self._name}  [dim]{note}[/dim]" if note else self._name
+            text = f"{escape(self._name)}  [dim]{escape(note)}[/dim]" if note else escape(self._name)
             self._progress.bars.update(self._task, completed=completed, total=self._total, description=text)
         elif time.monotonic() - self._told > _QUIET_INTERVAL_S:
             self._told = time.monotonic()
             of = f" of {self._total:,.0f}" if self._total else ""
-            self._progress.console.print(f"{self._name}: {completed:,.0f}{of}  {note}".rstrip())
+            self._progress.tell(f"{self._name}: {completed:,.0f}{of}  {note}".rstrip())
 
 
 class Progress:
@@ -42,6 +44,10 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.bars: Bars | None = None
+
+    def tell(self, sentence: str, style: str = "") -> None:
+        """Prints a sentence as it is: paths, names and errors may have brackets in them."""
+        self.console.print(Text(sentence, style), soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

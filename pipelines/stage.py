@@ -94,7 +94,7 @@ def complete(planned: PlannedStage, store: Store, progress: Progress, recipe: st
     inputs = {before.name: complete(before, store, progress, recipe) for before in planned.inputs}
     out = store.folder(planned.name, planned.fingerprint)
     task = Task(settings=planned.settings, inputs=inputs, out=out, progress=progress, recipe=recipe)
-    with claimed(out, lambda told: progress.console.print(f"{planned.name}: {told}")):
+    with claimed(out, lambda told: progress.tell(f"{planned.name}: {told}")):
         artifact = store.find(planned.name, planned.fingerprint) or _made(planned, task, store)
         remove_tree(task.work)
     return artifact

@@ -19,9 +19,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -61,7 +63,9 @@ class Checkpoints:
         self._folder, self._tell, self._rank, self._workers = folder, tell, rank, workers
         # The writing goes on beside the training, and so do its agreements.
         self._group = dist.new_group(backend="gloo") if workers > 1 else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # A thread begins on the first GPU, which may be another worker's.
+        device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=partial(_use_gpu, *device))
         self._writing: Future[float] | None = None
         self.seconds: float | None = None
         """What the last one cost the training: the time it stood still and that of a processor that wrote."""
@@ -284,6 +288,11 @@ class _DigestingStream(io.RawIOBase):
 
     def fileno(self) -> int:
         return int(self._stream.fileno())
+
+
+def _use_gpu(device: int | None = None) -> None:
+    if device is not None:
+        torch.cuda.set_device(device)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """One worker's part of a fine-tuning run, on whatever carries its checkpoints (Ray Train, or a test)."""
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,18 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 from upath import UPath
 
-from cluster.store import local_copy, upload_tree
+from cluster.store import STORAGE_ERRORS, local_copy, upload_tree
 from models import dropout
 from models.checkpoints import trained
 from models.classifier import ClassifierSpec, save
 from models.encoders import build_classifier, set_padding
+from models.faults import out_of_memory
 from models.feed import Feed
 from models.layers import checkpoint_activations, compile_layers
 from models.objectives import ClassificationObjective
 from models.optimizer import build_optimizer, build_schedule
 from models.precision import Precision, agreed
+from models.settings import InputError, first_line
 from models.sharding import gathered, shard
 from models.training import LaneTrainer
 from pipelines.metrics import metric_of
@@ -37,7 +40,7 @@ from pipelines.training.validating import validation_metrics
 if TYPE_CHECKING:
     from pipelines.finetune import FinetuneSettings
 
-_BEST = "best.safetensors"
+_BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,12 @@ def train_lanes(
         return measured and {settings.metric: metric_of(measured, settings.metric, job.spec.labels), **measured}
 
     names = settings.trackers if rank == 0 else ()
-    with tracking(
-        names, job.out, len(state.losses), job.recipe, job.fingerprint, settings.model_dump(mode="json")
-    ) as trackers:
+    with (
+        _telling_full_memory(),
+        tracking(
+            names, job.out, len(state.losses), job.recipe, job.fingerprint, settings.model_dump(mode="json")
+        ) as trackers,
+    ):
         state = fit(
             trainer,
             state,
@@ -111,20 +117,36 @@ def train_lanes(
             validate=validate,
             metric=settings.metric,
             patience=settings.patience,
-            keep_best=lambda: _keep_best(job, model, rank),
+            keep_best=lambda epoch, needed: _keep_best(job, model, rank, epoch, needed),
             trackers=trackers,
         )
     if rank == 0:
         whole = _build(job) if trainer.sharded else model
-        with local_copy(job.work / "best") as folder, torch.no_grad():
-            for name, value in load_file(folder / _BEST).items():
-                trained(whole)[name].copy_(value)
+        set_padding(whole, tokenizer)
+        weights = trained(whole)
+        with local_copy(job.work / _BEST) as folder, torch.no_grad():
+            for name, value in load_file(folder / _weights_of(state.best_epoch)).items():
+                weights[name].copy_(value)
         with tempfile.TemporaryDirectory(prefix="shoal-model-") as temporary:
             save(whole, tokenizer, job.spec, Path(temporary))
             upload_tree(Path(temporary), job.out / "model")
     if workers > 1:
         dist.barrier()
     return state
+
+
+@contextlib.contextmanager
+def _telling_full_memory() -> Iterator[None]:
+    """Where memory does not suffice outside of a microbatch: for the optimizer's state, say, or in validation."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(
+            "memory does not suffice for training: lower finetune.microbatch, set finetune.activation_checkpointing, "
+            f"or spread the model over more workers with finetune.fsdp ({first_line(error)})."
+        ) from error
 
 
 def _build(job: WorkerJob) -> PreTrainedModel:
@@ -169,11 +191,20 @@ def lay_out(
         nn.Module.to(model, device)
 
 
-def _keep_best(job: WorkerJob, model: PreTrainedModel, rank: int) -> None:
-    """Saves the weights that validated best so far."""
+def _keep_best(job: WorkerJob, model: PreTrainedModel, rank: int, epoch: int, needed: Collection[int]) -> None:
+    """Saves the weights after an epoch, which validated best so far, beside those of the epochs `needed`."""
     weights = gathered(trained(model), rank)
     if rank:
         return
     with tempfile.TemporaryDirectory(prefix="shoal-best-") as folder:
-        save_file(weights, Path(folder) / _BEST)
-        upload_tree(Path(folder), job.work / "best")
+        save_file(weights, Path(folder) / _weights_of(epoch))
+        upload_tree(Path(folder), job.work / _BEST)
+    kept = {_weights_of(each) for each in (epoch, *needed)}
+    with contextlib.suppress(*STORAGE_ERRORS):  # They only take room.
+        for file in (job.work / _BEST).iterdir():
+            if file.name not in kept:
+                file.unlink()
+
+
+def _weights_of(epoch: int) -> str:
+    return f"{epoch}.safetensors"

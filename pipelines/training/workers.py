@@ -111,7 +111,7 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
     least = (settings.threads * wanted.min, int(gpus) * wanted.min)
     room_for(*least, f"{wanted.min} training workers", "finetune.workers.min")
     if (total := room(per_worker, {}).total) < wanted.max:
-        progress.console.print(
+        progress.tell(
             f"  there is room for {total or 'none'} of {wanted.max} workers now; training starts with "
             f"{'those' if total >= wanted.min else 'the first that find room'} and ends in the same weights"
         )
@@ -189,7 +189,7 @@ def _showing(bulletin: Any, history: UPath, progress: Progress) -> Iterator[None
                     continue
                 for sentence in news.get("told", [])[told:]:
                     told += 1
-                    progress.console.print(f"  {sentence}", style="yellow")
+                    progress.tell(f"  {sentence}", "yellow")
                 step.update(news.get("steps", 0), _note(news, time.monotonic() - started), total=news.get("total"))
                 kept.keep(news["groups"], at_once=ended)
 
