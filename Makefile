@@ -64,8 +64,8 @@ format: $(READY) ## Write the code as ruff would.
 
 bench: $(READY) ## Measure what the README claims.
 	@for run in "prepare.py --megabytes 1000" "prepare.py --memory --megabytes 5000" \
-	    "finetune.py --airlines united|americanair"; do \
-	    echo "== $$run"; $(BIN)/python benchmarks/$$run; done
+	    "finetune.py --airlines united|americanair" elastic.py exact.py memory.py seek.py; do \
+	    echo "== $$run"; PYTHONPATH=. $(BIN)/python benchmarks/$$run; done
 
 docs: $(READY) ## The documentation, into site/.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site/index.html"

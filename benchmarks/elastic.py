@@ -1,6 +1,6 @@
 """Recovery from a lost node: Shoal beside an elastic Ray Train script as Ray's documentation shows it.
 
-    python benchmarks/elastic.py [--picture losses.svg]    # about 20 minutes on 2 cores
+    PYTHONPATH=. python benchmarks/elastic.py [--picture losses.svg]    # about 20 minutes on 2 cores
 
 Each trains the same encoder on the same texts on a cluster of three nodes (raylets of this host) with room for one
 worker each. In the middle of the second epoch a node is killed: its raylet and all that runs on it. Prints the seconds
