@@ -10,9 +10,9 @@ from typing import Any
 class Bulletin:
     """Holds the latest news of a run, and the history of its groups of workers.
 
-    A group is a dict: `began` (seconds since 1970), `workers`, `hosts`, `first_step`; `last_step` and `last_seen`; once
-    it has ended, `cause`, and whether that was an order (`ordered`); and `caught_up`, when it passed the last step of
-    the group before.
+    A group is a dict: `began` (seconds since 1970), `workers`, `nodes` (each one's host by its id), `first_step`;
+    `last_step` and `last_seen`; once it has ended, `cause`, and whether that was an order (`ordered`); and `caught_up`,
+    when it passed the last step of the group before.
     """
 
     def __init__(self, groups: list[dict[str, Any]] | None = None) -> None:
@@ -21,10 +21,17 @@ class Bulletin:
         self._groups = groups or []
         self._order: str | None = None
 
-    def began(self, first_step: int, workers: int, hosts: list[str]) -> list[dict[str, Any]]:
-        """A new group goes on after `first_step` steps; gives all groups, itself included."""
+    def began(self, first_step: int, workers: int, nodes: dict[str, str], alive: list[str]) -> list[dict[str, Any]]:
+        """A new group goes on after `first_step` steps; gives all groups, itself included.
+
+        `alive` are the nodes of the cluster: only now is it sure whether the group before has lost one.
+        """
         now = time.time()
-        group = {"began": now, "workers": workers, "hosts": hosts, "first_step": first_step}
+        if self._groups and not (before := self._groups[-1]).get("ordered"):
+            lost = sorted({host for node, host in before.get("nodes", {}).items() if node not in alive})
+            if lost:
+                before["cause"] = f"a node was lost: {', '.join(lost)}"
+        group = {"began": now, "workers": workers, "nodes": nodes, "first_step": first_step}
         self._groups.append(group | {"last_step": first_step, "last_seen": now})
         self._order = None
         self._news |= {"workers": workers, "waiting": None}

@@ -66,8 +66,9 @@ class RayChannel:
             dist.all_gather_object(places, places[0])
         if self._rank:
             return pace
-        nodes, hosts = map(list, zip(*places, strict=True))
-        groups = ray.get(self._bulletin.began.remote(steps, self._workers, hosts))
+        nodes = dict(places)
+        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        groups = ray.get(self._bulletin.began.remote(steps, self._workers, nodes, alive))
         pace.failures = sum(not group.get("ordered") for group in groups[:-1])
         pace.seconds = sum(group["last_seen"] - group["began"] for group in groups)
         threading.Thread(target=self._look_out, args=(set(nodes),), daemon=True, name="orders").start()
@@ -152,6 +153,7 @@ def _earlier(history: UPath) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = json.loads(history.read_text(encoding="utf-8"))
     if groups:
         groups[-1].setdefault("cause", "the command was broken off")
+        groups[-1].pop("nodes", None)  # They may be gone since then.
     return groups
 
 

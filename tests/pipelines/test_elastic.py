@@ -39,6 +39,7 @@ def test_a_run_whose_nodes_come_and_go_is_the_run_of_one_worker(tmp_path: Path) 
     assert len({group["workers"] for group in found["groups"]}) > 1
     drained = [group for group in found["groups"] if "taken away" in group.get("cause", "")]
     assert drained
+    assert any(group.get("cause", "").startswith("a node was lost: ") for group in found["groups"])
 
 
 @pytest.mark.long
