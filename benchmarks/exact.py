@@ -221,7 +221,7 @@ def print_found(found: Found, options: argparse.Namespace) -> None:
         "Of the embeddings only the rows of tokens that occur are summed in fixed point. Both workers being on one "
         "host, its sums go through memory that they share; those of the others through torch's gloo."
     )
-    console.print(f"The ledger takes {found.ledger_share:.4%} of the time.")
+    console.print(f"The ledger's digests take {found.ledger_share:.4%} of the time.")
     share = found.checkpoint_seconds / found.checkpoint_interval
     console.print(
         f"A checkpoint takes {found.checkpoint_seconds:.2f} s and comes every {found.checkpoint_interval:.0f} s "

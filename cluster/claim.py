@@ -6,8 +6,10 @@ made only where there is none (object stores know that too) and written anew eve
 
 import _thread
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -174,7 +176,17 @@ def _beat(path: UPath, own: _Owner, ended: threading.Event, lost: threading.Even
             found = _read(path)
             if found and found.token != own.token:
                 lost.set()
-                _thread.interrupt_main()
+                _interrupt()
                 return
             own.beats += 1
             path.fs.pipe_file(path.path, json.dumps(asdict(own)).encode())
+
+
+def _interrupt() -> None:
+    """Raises KeyboardInterrupt in the main thread, also where Ctrl-C is ignored, as it is in a script's background."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(each)):
+            _thread.interrupt_main(each)
+            return
+    main = ctypes.c_ulong(threading.main_thread().ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(KeyboardInterrupt))

@@ -110,7 +110,8 @@ def _as_bias(mask: Tensor) -> Tensor:
 
 def uses_stream(model: PreTrainedModel) -> bool:
     """Whether `use_stream` was called for a model."""
-    return any(isinstance(module, StreamDropout) for module in model.modules())
+    drawn = any(isinstance(module, StreamDropout) for module in model.modules())
+    return drawn or model.config._attn_implementation == _ATTENTION
 
 
 def use_stream(model: PreTrainedModel) -> None:

@@ -24,8 +24,8 @@ from models.precision import DTYPES, Precision
 def shard(model: PreTrainedModel, device: torch.device, precision: Precision, workers: int) -> None:
     """Spreads a model over the workers, each of which must call it with the same model; its weights move to `device`.
 
-    A layer's weights, those of its normalisations too, are borrowed in `precision`, and what goes from layer to layer
-    is in it; gradients are added up in float32 after each microbatch.
+    A layer's weights, those of its normalisations too, are borrowed in `precision`; gradients are added up in float32
+    after each microbatch.
     """
     mesh = init_device_mesh(device.type, (workers,))
     borrowed = None if precision == "fp32" else DTYPES[precision]

@@ -229,12 +229,16 @@ class LaneTrainer:
 
     def warm_up(self) -> None:
         """Runs one microbatch, the same on all workers, so that what is compiled on first use is compiled alike."""
-        # With padding too, of which the first one may have none: without, attention has no mask and other code.
-        padded = {name: nn.functional.pad(value, (0, 1)) for name, value in self._first_batch.inputs.items()}
+        inputs = self._first_batch.inputs
+        # Without padding, attention has no mask and other code.
+        whole = torch.ones_like(inputs["attention_mask"])
+        padded = whole.clone()
+        padded[0, 1:] = 0
         for prepare in (self.model.eval, partial(set_training, self.model)):
             prepare()
-            self._run_for_nothing(self._first_batch.inputs)
-            self._run_for_nothing(padded)
+            for mask in (whole, padded):
+                self._run_for_nothing({**inputs, "attention_mask": mask})
+            self.idle()
         self.sums.forget()
 
     def _run_for_nothing(self, inputs: Mapping[str, Tensor]) -> None:
@@ -275,7 +279,8 @@ class LaneTrainer:
 
     def _told(self, epoch: int, step: int, lane: int, fault: Fault) -> str:
         rows = ", ".join(map(str, self._rows(epoch, step, lane)))
-        skip = "" if self.skip_bad else " or leave such microbatches out with finetune.bad_microbatch=skip,"
+        cannot_skip = self.skip_bad or (self.sharded and fault is FAULTS[OUT_OF_MEMORY])
+        skip = "" if cannot_skip else " or leave such microbatches out with finetune.bad_microbatch=skip,"
         return (
             f"{fault.reason} at epoch {epoch}, step {step}, lane {lane} (rows {rows}): "
             f"{fault.advice},{skip} or look at those rows."

@@ -27,7 +27,7 @@ class Bulletin:
         `alive` are the nodes of the cluster: only now is it sure whether the group before has lost one.
         """
         now = time.time()
-        if self._groups and not (before := self._groups[-1]).get("ordered"):
+        if self._groups and "lost" in (before := self._groups[-1]).get("cause", ""):
             lost = sorted({host for node, host in before.get("nodes", {}).items() if node not in alive})
             if lost:
                 before["cause"] = f"a node was lost: {', '.join(lost)}"

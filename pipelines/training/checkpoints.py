@@ -85,6 +85,11 @@ class Checkpoints:
             dist.broadcast_object_list(found, group=self._group)
         return found[0]
 
+    def progresses(self) -> list[dict[str, Any]]:
+        """What was given to `save` with those that are there, the last one first."""
+        manifests = (self._folder / name / MANIFEST for name in self._whole())
+        return [json.loads(manifest.read_text(encoding="utf-8"))["progress"] for manifest in manifests]
+
     def load(self, last: Last, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Loads a checkpoint into `state`'s tensors; gives the history."""
         with local_copy(self._folder / last.name) as folder:

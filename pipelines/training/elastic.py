@@ -9,7 +9,6 @@ These policies look at the nodes as they are now (`cluster.nodes`), have the wor
 they are resized, and count failures only as long as nothing is gained between them.
 """
 
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -177,6 +176,9 @@ def _told(error: TrainingFailedError) -> str:
             node_died = "node died" in str(dead).lower() or "node failure" in str(dead).lower()
             return f"worker {rank} was lost{' with its node' if node_died else ''}"
     rank, failure = next(iter(failures.items()), (0, error))
-    if isinstance(failure, dist.DistError) or re.search("gloo|NCCL", str(failure)):
+    said = last_line(failure)
+    if "gloo/transport" in said:
         return f"worker {rank} lost its connection to another"
-    return f"worker {rank}: {last_line(failure)}"
+    if isinstance(failure, dist.DistError) or "NCCL" in said:
+        return f"worker {rank} lost its connection to another, it seems: {said}"
+    return f"worker {rank}: {said}"

@@ -4,8 +4,7 @@ Knows nothing of Ray: a `Channel` carries news and orders between the run and wh
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any, Protocol
@@ -114,14 +113,14 @@ def fit(
     validate: Callable[[Callable[[], bool]], dict[str, float] | None],
     metric: str,
     patience: int | None,
-    keep_best: Callable[[int, Collection[int]], None],
+    keep_best: Callable[[int, int], None],
     trackers: Sequence[Tracker] = (),
 ) -> FitState:
     """Trains from `state` to the end of the last epoch, or until `patience` validations brought nothing better.
 
     `validate` measures after each epoch, on all workers, unless what it asks on the way stops it; `keep_best` saves
-    the weights of an epoch, each time `metric` is better than ever before, and is told of which epochs a checkpoint may
-    still need them. Checkpoints come at the channel's pace, by the first
+    the weights of an epoch, each time `metric` is better than ever before, and is told which was the best one before.
+    Checkpoints come at the channel's pace, by the first
     worker's clock; one that is due at the end of an epoch comes after its validation, which it then remembers.
 
     Raises:
@@ -132,7 +131,6 @@ def fit(
     last_checkpoint = last_news = time.monotonic()
     leaves_at = float("-inf")
     due = False
-    needed = deque([state.best_epoch], maxlen=4)
 
     def checkpoint() -> float:
         """Takes one; gives the time at which training goes on."""
@@ -140,7 +138,6 @@ def fit(
         for tracker in trackers:
             tracker.flush()
         _save(trainer, state, checkpoints)
-        needed.append(state.best_epoch)
         ended = time.monotonic()
         state.seconds += ended - started
         return ended
@@ -198,8 +195,8 @@ def fit(
             tracker.log(len(state.losses), {f"validation/{name}": value for name, value in measured.items()})
         state.validations.append(measured)
         if measured[metric] > state.best:
+            keep_best(state.epoch, state.best_epoch)
             state.best, state.best_epoch = measured[metric], state.epoch
-            keep_best(state.epoch, needed)
         elif patience is not None and state.epoch - state.best_epoch >= patience:
             state.stopped_early = True
         state.epoch, state.step = state.epoch + 1, 0

@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,22 @@ class WorkerJob:
     fingerprint: str
 
 
+@contextlib.contextmanager
+def _telling_full_memory() -> Iterator[None]:
+    """Where memory does not suffice outside of a microbatch: for the optimizer's state, say, or in validation."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(
+            "memory does not suffice for training: lower finetune.microbatch or prepare.max_length, set "
+            "finetune.activation_checkpointing, or spread the model over more workers with finetune.fsdp "
+            f"({first_line(error)})."
+        ) from error
+
+
+@_telling_full_memory()
 def train_lanes(
     job: WorkerJob, checkpoints: Checkpoints, channel: Channel, rank: int, workers: int, device: torch.device
 ) -> FitState:
@@ -102,12 +118,9 @@ def train_lanes(
         return measured and {settings.metric: metric_of(measured, settings.metric, job.spec.labels), **measured}
 
     names = settings.trackers if rank == 0 else ()
-    with (
-        _telling_full_memory(),
-        tracking(
-            names, job.out, len(state.losses), job.recipe, job.fingerprint, settings.model_dump(mode="json")
-        ) as trackers,
-    ):
+    with tracking(
+        names, job.out, len(state.losses), job.recipe, job.fingerprint, settings.model_dump(mode="json")
+    ) as trackers:
         state = fit(
             trainer,
             state,
@@ -117,7 +130,7 @@ def train_lanes(
             validate=validate,
             metric=settings.metric,
             patience=settings.patience,
-            keep_best=lambda epoch, needed: _keep_best(job, model, rank, epoch, needed),
+            keep_best=lambda epoch, before: _keep_best(job, model, checkpoints, rank, epoch, before),
             trackers=trackers,
         )
     if rank == 0:
@@ -133,20 +146,6 @@ def train_lanes(
     if workers > 1:
         dist.barrier()
     return state
-
-
-@contextlib.contextmanager
-def _telling_full_memory() -> Iterator[None]:
-    """Where memory does not suffice outside of a microbatch: for the optimizer's state, say, or in validation."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise InputError(
-            "memory does not suffice for training: lower finetune.microbatch, set finetune.activation_checkpointing, "
-            f"or spread the model over more workers with finetune.fsdp ({first_line(error)})."
-        ) from error
 
 
 def _build(job: WorkerJob) -> PreTrainedModel:
@@ -191,16 +190,23 @@ def lay_out(
         nn.Module.to(model, device)
 
 
-def _keep_best(job: WorkerJob, model: PreTrainedModel, rank: int, epoch: int, needed: Collection[int]) -> None:
-    """Saves the weights after an epoch, which validated best so far, beside those of the epochs `needed`."""
+def _keep_best(
+    job: WorkerJob, model: PreTrainedModel, checkpoints: Checkpoints, rank: int, epoch: int, before: int
+) -> None:
+    """Saves the weights after an epoch, which validated best so far.
+
+    Those of the epoch that was the best before, and of those that were when the checkpoints were taken, are kept:
+    sums being floats, a run that goes on from there may not find the new ones better.
+    """
     weights = gathered(trained(model), rank)
     if rank:
         return
     with tempfile.TemporaryDirectory(prefix="shoal-best-") as folder:
         save_file(weights, Path(folder) / _weights_of(epoch))
         upload_tree(Path(folder), job.work / _BEST)
-    kept = {_weights_of(each) for each in (epoch, *needed)}
-    with contextlib.suppress(*STORAGE_ERRORS):  # They only take room.
+    with contextlib.suppress(*STORAGE_ERRORS, ValueError):  # They only take room.
+        needed = (each["fit"]["best_epoch"] for each in checkpoints.progresses())
+        kept = {_weights_of(each) for each in (epoch, before, *needed)}
         for file in (job.work / _BEST).iterdir():
             if file.name not in kept:
                 file.unlink()

@@ -1,10 +1,12 @@
 """Claims on folders of the store: one process at a time, and none that is dead keeps others waiting."""
 
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from upath import UPath
@@ -85,8 +87,9 @@ def test_another_host_that_falls_silent_is_not_waited_for(folder: UPath) -> None
         assert time.monotonic() - started >= 1
 
 
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
 def test_who_lost_its_claim_is_told_and_leaves_the_new_one_alone(
-    folder: UPath, monkeypatch: pytest.MonkeyPatch
+    folder: UPath, ctrl_c: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claim, "_BEAT_SECONDS", 0.2)
 
@@ -96,8 +99,12 @@ def test_who_lost_its_claim_is_told_and_leaves_the_new_one_alone(
             for _ in range(100):  # An interrupt comes between two of Python's steps.
                 time.sleep(0.1)
 
-    with pytest.raises(ClusterError, match=r"another process took .*work over"):
-        lose_it()
+    before = signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with pytest.raises(ClusterError, match=r"another process took .*work over"):
+            lose_it()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert folder.with_name("work.claim").read_text() == _ELSEWHERE
 
 
