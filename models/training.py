@@ -280,10 +280,10 @@ class LaneTrainer:
     def _told(self, epoch: int, step: int, lane: int, fault: Fault) -> str:
         rows = ", ".join(map(str, self._rows(epoch, step, lane)))
         cannot_skip = self.skip_bad or (self.sharded and fault is FAULTS[OUT_OF_MEMORY])
-        skip = "" if cannot_skip else " or leave such microbatches out with finetune.bad_microbatch=skip,"
+        skip = "" if cannot_skip else ", or leave such microbatches out with finetune.bad_microbatch=skip"
         return (
             f"{fault.reason} at epoch {epoch}, step {step}, lane {lane} (rows {rows}): "
-            f"{fault.advice},{skip} or look at those rows."
+            f"{fault.advice}, look at those rows{skip}."
         )
 
 

@@ -143,7 +143,7 @@ def fit(
         return ended
 
     def ordered_to_leave() -> bool:
-        return time.monotonic() >= leaves_at and channel.ordered_to_leave()
+        return channel.ordered_to_leave() and time.monotonic() >= leaves_at
 
     def leave() -> float:
         """Takes a checkpoint and ends; where that fails, gives the time until which the workers stay."""
