@@ -120,8 +120,8 @@ def fit(
 
     `validate` measures after each epoch, on all workers, unless what it asks on the way stops it; `keep_best` saves
     the weights of an epoch, each time `metric` is better than ever before, and is told which was the best one before.
-    Checkpoints come at the channel's pace, by the first
-    worker's clock; one that is due at the end of an epoch comes after its validation, which it then remembers.
+    Checkpoints come at the channel's pace, by the first worker's clock; one that is due at the end of an epoch comes
+    after its validation, which it then remembers.
 
     Raises:
         LeftError: the channel ordered it; a checkpoint was taken.
