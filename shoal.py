@@ -24,8 +24,8 @@ from recipes.running import complete_until, completed, planned, progress_on, wor
 app = typer.Typer(
     name="shoal",
     help="From text to an autoscaled classification endpoint on an elastic Ray cluster.\n\n"
-    "A recipe (a YAML file) says what is wanted. Its stages (prepare, finetune, evaluate) leave artifacts in a store; "
-    "a stage whose artifact is there is not run again, and an interrupted one goes on where it stopped.",
+    "A recipe (a YAML file) says what is wanted. Its stages (pack, pretrain, prepare, finetune, evaluate) leave artifacts in "
+    "a store; a stage whose artifact is there is not run again, and an interrupted one goes on where it stopped.",
     epilog="Begin with [bold]shoal init FILE[/bold] on your own data, or [bold]shoal run recipes/airline.yaml[/bold].",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -93,6 +93,18 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     complete_until(recipe, overrides, "prepare")
 
 
+@app.command(epilog="Example: shoal pack recipes/inews.yaml pack.length=256")
+def pack(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Turn the recipe's label-free texts into rows of tokens without padding, to pretrain on."""
+    complete_until(recipe, overrides, "pack")
+
+
+@app.command(epilog="Example: shoal pretrain recipes/inews.yaml pretrain.workers=2 pretrain.epochs=3")
+def pretrain(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Pretrain the recipe's encoder on those, from scratch or from where another has come."""
+    complete_until(recipe, overrides, "pretrain")
+
+
 @app.command(epilog="Example: shoal finetune recipes/airline.yaml finetune.workers=2 finetune.epochs=3")
 def finetune(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Train the recipe's classifier, and whatever it builds on."""
@@ -131,7 +143,7 @@ def show(
 
 @app.command(epilog="Examples: shoal audit 1f0c    shoal audit s3://bucket/shoal/finetune/...")
 def audit(
-    run: Annotated[str, typer.Argument(help="A fine-tuning run: a path, or the beginning of its fingerprint.")],
+    run: Annotated[str, typer.Argument(help="A training run: a path, or the beginning of its fingerprint.")],
     store: StoreOption = "shoal-store",
 ) -> None:
     """Prove from a run's ledger that each epoch consumed each row exactly once, or say what is not so."""

@@ -50,7 +50,7 @@ from pipelines.pretrained import encoder_folder
 from pipelines.progress import Progress
 from pipelines.stage import complete
 from pipelines.training.checkpoints import Checkpoints
-from pipelines.training.lanes import LaneReader, feed_over, read_feed_chunk
+from pipelines.training.lanes import feed_over, text_batches
 from pipelines.training.pace import Pace
 from recipes.loading import load_recipe
 from recipes.planning import plan
@@ -94,7 +94,7 @@ class Contestant:
         schedule = build_schedule(self.optimizer, "constant", feed.steps, 0.0)
         given = {"optimizer": self.optimizer, "schedule": schedule, "precision": self.precision}
         place = {"rank": rank, "workers": WORKERS, "exact": name == FIXED}
-        trainer = LaneTrainer(model, self.objective, feed, reader.batch, **given, **place)
+        trainer = LaneTrainer(model, self.objective, feed, reader, **given, **place)
         self.step = lambda step: trainer.step(0, step)
 
     def _ddp_step(self, step: int) -> None:
@@ -103,7 +103,7 @@ class Contestant:
         with autocast(torch.device("cpu"), self.precision):
             for lane in lanes:
                 dropout.seed(self.feed.draw_seed(0, step, lane))
-                batch = self.reader.batch(0, step, lane)
+                batch = self.reader(0, step, lane)
                 last = lane == lanes[-1]
                 with contextlib.nullcontext() if last else self.parallel.no_sync():
                     # It means over the workers where a sum is wanted.
@@ -134,7 +134,7 @@ def worker(rank: int, port: int, folder: str, steps: int, turns: int, results: A
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORKERS)
     data = Prepared(UPath(folder))
     feed = feed_over(data.index.splits["train"], LANES, MICROBATCH, 0)
-    reader = LaneReader(feed, lambda number: read_feed_chunk(data, feed, number), range(rank, LANES, WORKERS))
+    reader = text_batches(data, feed, range(rank, LANES, WORKERS))
     # All lanes have texts there, which DistributedDataParallel needs.
     full = [step for step in range(feed.steps) if all(feed.lane_rows(0, step))][: WARM_UP + steps]
     found = Found()
@@ -179,7 +179,7 @@ def worker(rank: int, port: int, folder: str, steps: int, turns: int, results: A
 
 def _ledger_seconds(feed: Feed, reader: LaneReader, steps: list[int], rank: int) -> float:
     """What a worker spends on the digests of its lanes."""
-    batches = [reader.batch(0, step, lane) for step in steps for lane in range(rank, LANES, WORKERS)]
+    batches = [reader(0, step, lane) for step in steps for lane in range(rank, LANES, WORKERS)]
     started = time.monotonic()
     for batch in batches:
         digest(batch.rows if batch else [])

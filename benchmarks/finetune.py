@@ -49,7 +49,7 @@ from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
 from pipelines.progress import Progress
 from pipelines.stage import complete
-from pipelines.training.lanes import LaneReader, feed_over, read_feed_chunk
+from pipelines.training.lanes import feed_over, text_batches
 from recipes.loading import load_recipe
 from recipes.planning import plan
 
@@ -185,13 +185,13 @@ def bare_loop(data: UPath, epochs: int, settings: Any) -> float:
     with encoder_folder(settings.encoder) as encoder:
         model = build_classifier(prepared.index.labels, seed=seed, pretrained=encoder)
     optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
-    reader = LaneReader(feed, lambda number: read_feed_chunk(prepared, feed, number), range(feed.lanes))
+    reader = text_batches(prepared, feed, range(feed.lanes))
     dropout.use_stream(model)
     loop = LaneTrainer(
         model,
         ClassificationObjective(prepared.index.labels),
         feed,
-        reader.batch,
+        reader,
         optimizer=optimizer,
         schedule=build_schedule(optimizer, settings.schedule, epochs * feed.steps, settings.warmup),
         precision=agreed(settings.precision, torch.device("cpu")),

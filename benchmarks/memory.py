@@ -12,6 +12,7 @@ import os
 import socket
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,20 +23,28 @@ import torch.multiprocessing as mp
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoConfig
 
 from cluster.memory import training_environment
 from models.encoders import build_classifier
 from models.feed import Feed
 from models.labels import LabelColumn
+from models.microbatch import Batch
 from models.objectives import ClassificationObjective
 from models.optimizer import build_optimizer, build_schedule
 from models.precision import agreed
-from models.training import Batch, LaneTrainer
+from models.training import LaneTrainer
 from pipelines.finetune import FinetuneSettings
 from pipelines.training.worker import lay_out
 
 LABELS = (LabelColumn(name="label", classes=("a", "b")),)
-SHAPE = {"vocab_size": 30522, "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8}
+SHAPE = {
+    "vocab_size": 30522,
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+}
 LANES, TEXTS, TOKENS, STEPS = 2, 8, 256, 3
 RECOMPUTED = {"activation_checkpointing": True}
 SHARDED = {"fsdp": True, "exact": False}
@@ -57,7 +66,7 @@ def microbatch(epoch: int, step: int, lane: int) -> Batch:
     draw = torch.Generator().manual_seed(100 * step + lane)
     ids = torch.randint(0, SHAPE["vocab_size"], (TEXTS, TOKENS), generator=draw)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return Batch(inputs, {"label": torch.randint(0, 2, (TEXTS,), generator=draw)}, list(range(TEXTS)))
+    return Batch(inputs, {"label": torch.randint(0, 2, (TEXTS,), generator=draw)}, list(range(TEXTS)), TEXTS)
 
 
 def worker(rank: int, workers: int, port: int, given: dict[str, Any], results: Any) -> None:
@@ -68,7 +77,7 @@ def worker(rank: int, workers: int, port: int, given: dict[str, Any], results: A
     settings = FinetuneSettings(encoder="none", **given)
     before = _megabytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # The peak is counted from here.
-    model = build_classifier(LABELS, seed=0, shape=SHAPE)
+    model = build_classifier(LABELS, seed=0, fresh=partial(AutoConfig.for_model, "bert", **SHAPE))
     device = torch.device("cpu")
     precision = agreed(settings.precision, device)
     lay_out(model, settings, precision, workers, device)

@@ -1,9 +1,8 @@
 """Encoders with a classification head: from pretrained weights, or from scratch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -30,28 +29,27 @@ def build_classifier(
     *,
     seed: int,
     pretrained: str | Path | None = None,
-    architecture: str = "bert",
-    shape: dict[str, Any] | None = None,
+    fresh: Callable[..., PreTrainedConfig] | None = None,
     dropout: float | None = None,
     head_only: bool = False,
 ) -> PreTrainedModel:
     """A classifier in training mode, with the pretrained encoder's weights or, without one, fresh ones.
 
-    The same arguments give the same weights, also those of the new head. `dropout` replaces every dropout
-    probability of the encoder; `head_only` freezes the encoder (and its dropout).
+    The same arguments give the same weights, also those of the new head. `fresh` makes the config of a fresh encoder,
+    with the fields that it is given. `dropout` replaces every dropout probability of the encoder; `head_only` freezes
+    the encoder (and its dropout).
 
     Raises:
         InputError: `pretrained` is no encoder that transformers can load, or the encoder knows no dropout.
     """
     torch.manual_seed(seed)
     settings = label_config(tuple(labels))
-    if pretrained is None:
-        shape = dict(shape or {})
-        shape.setdefault("intermediate_size", 4 * shape.get("hidden_size", 256))
-        config = AutoConfig.for_model(architecture, **shape, **settings)
+    if fresh is not None:
+        config = fresh(**settings)
         set_dropout(config, dropout)
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     else:
+        assert pretrained is not None
         try:
             config = AutoConfig.from_pretrained(pretrained, **settings)
             set_dropout(config, dropout)
@@ -92,8 +90,10 @@ def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> i
     return int(pad)
 
 
-def set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
+def set_dropout(config: PreTrainedConfig, dropout: float | None, section: str = "finetune") -> None:
     """Replaces every dropout probability of a config, under whatever name; None leaves them.
+
+    `section` is the recipe's, where it was asked for.
 
     Raises:
         InputError: the config has none.
@@ -107,4 +107,4 @@ def set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
                 setattr(part, name, dropout)
                 found = True
     if not found:
-        raise InputError(f"finetune.dropout: the encoder ({config.model_type}) has no dropout to set; leave it out.")
+        raise InputError(f"{section}.dropout: the encoder ({config.model_type}) has no dropout to set; leave it out.")

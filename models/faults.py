@@ -13,15 +13,16 @@ class Fault:
 
     reason: str
     advice: str
+    """With places for the recipe's `{section}` and its setting of the texts' `{length}`."""
 
 
 FAULTS = {
-    NOT_FINITE: Fault("the loss is not finite", "lower finetune.learning_rate"),
+    NOT_FINITE: Fault("the loss is not finite", "lower {section}.learning_rate"),
     OUT_OF_MEMORY: Fault(
         "memory does not suffice",
-        "lower finetune.microbatch or prepare.max_length, set finetune.activation_checkpointing",
+        "lower {section}.microbatch or {length}, set {section}.activation_checkpointing",
     ),
-    NO_GRADIENT: Fault("the gradient is not finite or too large", "lower finetune.learning_rate"),
+    NO_GRADIENT: Fault("the gradient is not finite or too large", "lower {section}.learning_rate"),
 }
 """By the numbers that workers tell each other."""
 

@@ -17,11 +17,12 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
+def checkpoint_activations(model: PreTrainedModel, section: str) -> None:
     """Keeps only the layers' inputs for the backward pass, which computes the rest again: the same bits.
 
     (Chen et al. 2016, arXiv 1604.06174.) A last layer that works only for the first token (`models.first_token`) is
-    left as it is. To be called after `dropout.use_stream`, if at all: the masks are drawn again.
+    left as it is. To be called after `dropout.use_stream`, if at all: the masks are drawn again. `section` is where
+    the recipe asked for it.
 
     Raises:
         InputError: the model cannot do it.
@@ -31,12 +32,12 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
         model.activation_checkpointing_enable({"use_reentrant": False, **replayed})
     except ValueError as error:
         raise InputError(
-            f"finetune.activation_checkpointing: {model.config.model_type} models cannot; leave it out."
+            f"{section}.activation_checkpointing: {model.config.model_type} models cannot; leave it out."
         ) from error
     model.config.use_cache = False  # It would keep what is not to be kept.
 
 
-def compile_layers(model: PreTrainedModel) -> None:
+def compile_layers(model: PreTrainedModel, section: str) -> None:
     """Compiles the layers for inputs of any size; the layers being alike, their code is made once.
 
     What is made may depend on the sizes that are seen first, so all workers should begin with the same
@@ -47,7 +48,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     """
     layers = layers_of(model)
     if not layers:
-        raise InputError(f"finetune.compile: {model.config.model_type} models cannot be compiled; leave it out.")
+        raise InputError(f"{section}.compile: {model.config.model_type} models cannot be compiled; leave it out.")
     # A layer's code comes in kinds (training or not, with a mask or without, the last layer). Beyond the limit, 8 by
     # default, torch would go on without compiling.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)

@@ -2,7 +2,7 @@
 
 Worker `rank` of `workers` owns the lanes rank, rank + workers, ... Each lane runs its microbatch forward and
 backward with its own seed; the gradients are summed over lanes and workers (`FixedPointSum`), and every worker then
-takes the same optimizer step. Nothing else is shared but the lanes' losses, once a step.
+takes the same optimizer step. Nothing else is shared but the lanes' sizes and losses, once a step each.
 
 A sharded model (`models.sharding`) computes with all workers at once, so that one without a lane to run goes through
 the motions with an idle microbatch of weight zero.
@@ -28,37 +28,10 @@ from models.faults import FAULTS, NO_GRADIENT, NOT_FINITE, OUT_OF_MEMORY, Fault,
 from models.feed import Feed
 from models.fixedpoint import FixedPointSum, FloatSum, GradientSum
 from models.ledger import digest
+from models.microbatch import Batch, StepResult
 from models.precision import LossScale, Precision, autocast
 from models.settings import InputError
 from models.sharding import ShardedSum, is_sharded
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A microbatch: `inputs` are the model's keyword arguments, each [texts, longest]."""
-
-    inputs: dict[str, Tensor]
-    labels: dict[str, Tensor]
-    rows: list[int]
-    """The rows' identities."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step did: the mean loss over its texts, and this worker's share of the work."""
-
-    loss: float
-    texts: int
-    """Texts of the whole step; none, and no weight has changed, where all lanes were dry or skipped."""
-    tokens: int
-    """Tokens that this worker ran, padding left out."""
-    padded: int
-    """Tokens that this worker ran, padding included."""
-    digests: list[int]
-    """Of each lane's rows, by all workers: the step's line in the ledger; negative where the lane was skipped."""
-    flag: int
-    """What the first worker flagged (see `LaneTrainer.step`)."""
-    skipped: list[Skipped]
 
 
 class LaneTrainer:
@@ -79,12 +52,14 @@ class LaneTrainer:
         skip_bad: bool = False,
         rank: int = 0,
         workers: int = 1,
+        section: str = "finetune",
+        length: str = "prepare.max_length",
     ) -> None:
         """A trainer.
 
         Args:
             model: what learns.
-            loss: the sum of the losses of a microbatch's texts, from logits and labels.
+            loss: the sum of a microbatch's losses, from logits and labels.
             feed: which rows a lane gets.
             batch: the microbatch at (epoch, step, lane), or None for a dry lane.
             optimizer: over the model's parameters.
@@ -95,11 +70,14 @@ class LaneTrainer:
             skip_bad: leave microbatches out whose loss or gradient is not finite, or for which memory does not suffice.
             rank: of this worker.
             workers: how many there are.
+            section: the part of the recipe that a user would change if something is wrong.
+            length: the setting of the recipe that says how long texts are.
         """
         self.model, self.loss, self.feed, self.batch = model, loss, feed, batch
         self.optimizer, self.schedule = optimizer, schedule
         self.precision, self.clip, self.rank, self.workers = precision, clip, rank, workers
         self.skip_bad = skip_bad
+        self._names = {"section": section, "length": length}
         self.device = next(model.parameters()).device
         self.scale = LossScale()
         self.sharded = is_sharded(model)
@@ -121,10 +99,13 @@ class LaneTrainer:
                 not skipped; on every worker alike.
         """
         rows = self.feed.lane_rows(epoch, step)
+        batches = self._own_batches(epoch, step)
+        sizes = self._sizes(batches)
         skipped: dict[int, Fault] = {}
         scale = replace(self.scale)
-        while texts := sum(count for lane, count in enumerate(rows) if lane not in skipped):
-            outcome = self._run_lanes(epoch, step, texts, flag, skipped)
+        while weight := sum(size[0] for lane, size in enumerate(sizes) if lane not in skipped):
+            own = {lane: batch for lane, batch in batches.items() if lane not in skipped}
+            outcome = self._run_lanes(epoch, step, own, weight, flag)
             bad = outcome.bad
             if not bad:
                 try:
@@ -133,7 +114,7 @@ class LaneTrainer:
                 except ArithmeticError as error:
                     if self.precision == "fp16" and self.scale.lower():
                         continue
-                    bad = self._without_gradient(epoch, step, texts, skipped)
+                    bad = self._without_gradient(epoch, step, own, weight)
                     self.scale = scale  # It was not to blame.
                     if not bad:  # No lane by itself is to blame.
                         raise InputError(f"at epoch {epoch}, step {step}: {error}.") from error
@@ -142,14 +123,16 @@ class LaneTrainer:
                 raise InputError(self._told(epoch, step, *next(iter(bad.items()))))
             skipped |= bad
         else:
-            outcome = _Outcome([0.0], [0] * self.feed.lanes, 0, 0, 0, {})
-        left_out = [Skipped(lane, fault.reason, self._rows(epoch, step, lane)) for lane, fault in skipped.items()]
+            outcome = _Outcome([0.0], [0] * self.feed.lanes, 0, {})
+        left_out = [Skipped(lane, fault.reason, self.rows(epoch, step, lane)) for lane, fault in skipped.items()]
         digests = list(outcome.digests)
         for each in left_out:
             digests[each.lane] = -digest(each.rows)
-        result = StepResult(
-            math.fsum(outcome.losses), texts, outcome.tokens, outcome.padded, digests, outcome.flag, left_out
+        texts, tokens, padded = (
+            sum(size for lane, size in enumerate(part) if lane not in skipped)
+            for part in (rows, *list(zip(*sizes, strict=True))[1:])
         )
+        result = StepResult(math.fsum(outcome.losses), texts, tokens, padded, digests, outcome.flag, left_out)
         if not texts:
             # The learning rate follows the place in the feed, even before the optimizer's first step.
             with warnings.catch_warnings():
@@ -163,27 +146,41 @@ class LaneTrainer:
         self.sums.release()
         return result
 
-    def _run_lanes(self, epoch: int, step: int, texts: int, flag: int, skipped: Mapping[int, Fault]) -> "_Outcome":
+    def _own_batches(self, epoch: int, step: int) -> dict[int, Batch]:
+        """This worker's microbatches, by lane."""
+        lanes = range(self.rank, self.feed.lanes, self.workers)
+        return {lane: batch for lane in lanes if (batch := self.batch(epoch, step, lane))}
+
+    def _sizes(self, batches: Mapping[int, Batch]) -> list[list[int]]:
+        """For each lane, of all workers, its weight, its tokens, and its tokens with padding."""
+        sizes = torch.zeros(self.feed.lanes, 3, dtype=torch.int64)
+        for lane, batch in batches.items():
+            mask = batch.inputs["attention_mask"]
+            sizes[lane] = torch.tensor([batch.weight, int(mask.count_nonzero()), mask.numel()])
+        if self.workers > 1:
+            sizes = sizes.to(self.device)
+            dist.all_reduce(sizes)
+        told: list[list[int]] = sizes.tolist()
+        return told
+
+    def _run_lanes(self, epoch: int, step: int, batches: Mapping[int, Batch], weight: int, flag: int) -> "_Outcome":
         """Forward and backward of this worker's lanes; what all workers found."""
         # Each lane's loss, digest and fault, and the flag. Adding zeros is exact, so the sum is a gather.
         lanes = self.feed.lanes
         told = torch.zeros(3 * lanes + 1, dtype=torch.float64, device=self.device)
         if self.rank == 0:
             told[-1] = flag
-        tokens = padded = 0
         self.sums.loss_scale = self.scale.value if self.precision == "fp16" else 1.0
         # One autocast region for all lanes, so that the weights are cast once a step.
         with autocast(self.device, self.precision):
             for lane in range(self.rank, lanes + self.rank, self.workers):
-                batch = self._batch(epoch, step, lane, skipped)
+                batch = batches.get(lane)
                 if batch is None:
                     self.idle()
                     continue
-                tokens += int(batch.inputs["attention_mask"].sum())
-                padded += batch.inputs["attention_mask"].numel()
                 told[lanes + lane] = digest(batch.rows)
                 try:
-                    loss = self._run_lane(epoch, step, lane, batch, texts)
+                    loss = self._run_lane(epoch, step, lane, batch, weight)
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error):
                         raise
@@ -197,21 +194,18 @@ class LaneTrainer:
             dist.all_reduce(told)
         losses, digests, faults = (part.tolist() for part in told[:-1].split(lanes))
         bad = {lane: FAULTS[int(fault)] for lane, fault in enumerate(faults) if fault}
-        return _Outcome(losses, [int(value) for value in digests], tokens, padded, int(told[-1]), bad)
+        return _Outcome(losses, [int(value) for value in digests], int(told[-1]), bad)
 
-    def _run_lane(self, epoch: int, step: int, lane: int, batch: Batch, texts: int) -> Tensor:
-        """Forward and backward; the loss."""
+    def _run_lane(self, epoch: int, step: int, lane: int, batch: Batch, weight: int) -> Tensor:
+        """Forward and backward; its part of the step's loss."""
         seed = self.feed.draw_seed(epoch, step, lane)
         torch.manual_seed(seed)
         dropout.seed(seed)
         inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
         labels = {name: value.to(self.device, non_blocking=True) for name, value in batch.labels.items()}
-        loss = self.loss(self.model(**inputs).logits, labels) / texts
+        loss = self.loss(self.model(**inputs).logits, labels) / weight
         (loss * self.sums.loss_scale).backward()
         return loss.detach()
-
-    def _batch(self, epoch: int, step: int, lane: int, skipped: Mapping[int, Fault]) -> Batch | None:
-        return None if lane in skipped or lane >= self.feed.lanes else self.batch(epoch, step, lane)
 
     def hear(self, said: bool) -> bool:
         """What the first worker says, on all workers, each of which must ask."""
@@ -224,12 +218,13 @@ class LaneTrainer:
         """What a worker does while the others compute: nothing, unless they need its part of the model."""
         if self.sharded:
             # Special tokens where texts have them; the rest of a text could harm the others' sums.
-            ends = [0, int(self._first_batch.inputs["attention_mask"][0].sum()) - 1]
-            self._run_for_nothing({name: value[:1, ends] for name, value in self._first_batch.inputs.items()})
+            last = int(self.first_batch.inputs["attention_mask"][0].count_nonzero()) - 1
+            inputs = self.first_batch.inputs.items()
+            self._run_for_nothing({name: value[:1, [0, min(last, value.shape[1] - 1)]] for name, value in inputs})
 
     def warm_up(self) -> None:
         """Runs one microbatch, the same on all workers, so that what is compiled on first use is compiled alike."""
-        inputs = self._first_batch.inputs
+        inputs = self.first_batch.inputs
         # Without padding, attention has no mask and other code.
         whole = torch.ones_like(inputs["attention_mask"])
         padded = whole.clone()
@@ -250,20 +245,20 @@ class LaneTrainer:
             nothing.backward()
 
     @cached_property
-    def _first_batch(self) -> Batch:
+    def first_batch(self) -> Batch:
+        """Of all: the same on each worker."""
         places = product(range(self.feed.steps), range(self.feed.lanes))
         return next(batch for step, lane in places if (batch := self.batch(0, step, lane)))
 
-    def _without_gradient(self, epoch: int, step: int, texts: int, skipped: Mapping[int, Fault]) -> dict[int, Fault]:
+    def _without_gradient(self, epoch: int, step: int, batches: Mapping[int, Batch], weight: int) -> dict[int, Fault]:
         """The lanes, of all workers, whose gradient by itself is not finite or too large."""
         found = torch.zeros(self.feed.lanes, device=self.device)
         self.sums.loss_scale = self.scale.value if self.precision == "fp16" else 1.0
         with autocast(self.device, self.precision):
             for lane in range(self.feed.lanes):
                 mine = lane % self.workers == self.rank
-                batch = self._batch(epoch, step, lane, skipped) if mine else None
-                if batch is not None:
-                    self._run_lane(epoch, step, lane, batch, texts)
+                if lane in batches:
+                    self._run_lane(epoch, step, lane, batches[lane], weight)
                 else:
                     self.idle()
                 if mine or self.sharded:
@@ -273,17 +268,19 @@ class LaneTrainer:
             dist.all_reduce(found)
         return dict.fromkeys(found.nonzero().flatten().tolist(), FAULTS[NO_GRADIENT])
 
-    def _rows(self, epoch: int, step: int, lane: int) -> list[int]:
+    def rows(self, epoch: int, step: int, lane: int) -> list[int]:
+        """The identities of the rows that a lane consumes at a step, of any worker."""
         batch = self.batch(epoch, step, lane)
         return batch.rows if batch else []
 
     def _told(self, epoch: int, step: int, lane: int, fault: Fault) -> str:
-        rows = ", ".join(map(str, self._rows(epoch, step, lane)))
+        rows = ", ".join(map(str, self.rows(epoch, step, lane)))
         cannot_skip = self.skip_bad or (self.sharded and fault is FAULTS[OUT_OF_MEMORY])
-        skip = "" if cannot_skip else ", or leave such microbatches out with finetune.bad_microbatch=skip"
+        section = self._names["section"]
+        skip = "" if cannot_skip else f", or leave such microbatches out with {section}.bad_microbatch=skip"
         return (
             f"{fault.reason} at epoch {epoch}, step {step}, lane {lane} (rows {rows}): "
-            f"{fault.advice}, look at those rows{skip}."
+            f"{fault.advice.format(**self._names)}, look at those rows{skip}."
         )
 
 
@@ -293,8 +290,6 @@ class _Outcome:
 
     losses: list[float]
     digests: list[int]
-    tokens: int
-    padded: int
     flag: int
     bad: dict[int, Fault]
     """By lane."""

@@ -21,6 +21,8 @@ from pipelines.prepared import Prepared
 from pipelines.training.lanes import feed_over
 
 _NAMED = 5
+_SOURCES = {"finetune": "prepare", "pretrain": "pack"}
+"""The stages that train, and those that make their rows."""
 
 
 @dataclass
@@ -68,42 +70,48 @@ class Audit:
 
 
 def audit(artifact: Artifact, store: Store) -> Audit:
-    """Audits a finished fine-tuning run.
+    """Audits a finished training run.
 
     Raises:
         InputError: it is no such run, or the rows that it was trained on are not in the store any more.
     """
     record = artifact.record
-    if record.stage != "finetune" or not (artifact.path / LEDGER).exists():
-        raise InputError(f"{artifact.path} is no fine-tuning run with a ledger; `shoal status` lists what there is.")
-    source = store.find("prepare", record.inputs["prepare"])
+    if record.stage not in _SOURCES or not (artifact.path / LEDGER).exists():
+        raise InputError(f"{artifact.path} is no training run with a ledger; `shoal status` lists what there is.")
+    stage = _SOURCES[record.stage]
+    source = store.find(stage, record.inputs[stage])
     if source is None:
         raise InputError(
             f"the rows that {record.fingerprint} was trained on are not in the store: there is no "
-            f"prepare/{record.inputs['prepare']}."
+            f"{stage}/{record.inputs[stage]}."
         )
     prepared = Prepared(source.path)
     settings = record.settings
     feed = feed_over(prepared.index.splits["train"], settings["lanes"], settings["microbatch"], settings["seed"])
-    return compare(feed, prepared, read_ledger(artifact.path), record.metrics["epochs"])
+    return compare(feed, prepared, read_ledger(artifact.path), record.metrics["steps_taken"])
 
 
-def compare(feed: Feed, prepared: Prepared, ledger: NDArray[np.int64], epochs_run: int) -> Audit:
-    """Compares a ledger, [steps, lanes], with the feed's plan for so many epochs over the prepared training set."""
+def compare(feed: Feed, prepared: Prepared, ledger: NDArray[np.int64], steps: int) -> Audit:
+    """Compares a ledger, [steps, lanes], with the feed's plan for so many steps over the prepared training set."""
     if ledger.shape[1] != feed.lanes:
         raise InputError(f"the ledger has {ledger.shape[1]} lanes, but the run had {feed.lanes}: it is of another run.")
     epochs = [
-        _epoch(number, feed, prepared, ledger[start : start + feed.steps])
+        _epoch(number, feed, prepared, ledger[start : start + feed.steps], min(steps - start, feed.steps))
         for number, start in enumerate(range(0, len(ledger), feed.steps))
     ]
-    return Audit(epochs, epochs_run * feed.steps - len(ledger))
+    return Audit(epochs, steps - len(ledger))
 
 
-def _epoch(number: int, feed: Feed, prepared: Prepared, ledger: NDArray[np.int64]) -> Epoch:
+def _epoch(number: int, feed: Feed, prepared: Prepared, ledger: NDArray[np.int64], steps: int) -> Epoch:
+    """Of an epoch that the run left after so many steps."""
     seen = np.zeros(feed.rows, dtype=np.uint8)
     skipped = np.zeros(feed.rows, dtype=bool)
+    due = np.zeros(feed.rows, dtype=bool)
     astray, elsewhere = [], Counter[int]()
-    for step, lane, planned, places in _plan(number, feed, prepared, len(ledger)):
+    for step, lane, planned, places in _plan(number, feed, prepared, steps):
+        due[places] = True
+        if step >= len(ledger):
+            continue
         if ledger[step, lane] == digest(planned):
             seen[places] += 1
         elif ledger[step, lane] == -digest(planned):
@@ -119,7 +127,7 @@ def _epoch(number: int, feed: Feed, prepared: Prepared, ledger: NDArray[np.int64
         number=number + 1,
         steps=len(ledger),
         consumed=int((seen > 0).sum()),
-        missing=int(((seen == 0) & ~skipped).sum()),
+        missing=int((due & (seen == 0) & ~skipped).sum()),
         repeated=int(((seen > 1) | ((seen > 0) & skipped)).sum()),
         skipped=int(skipped.sum()),
         astray=astray,

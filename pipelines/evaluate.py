@@ -32,7 +32,10 @@ from pipelines.prepared import Prepared
 from pipelines.stage import Task
 
 NAME = "evaluate"
-FORMAT = 1
+FORMAT = 2
+
+WITHOUT_PRETRAINING = "without_pretraining"
+"""The fine-tuning of the encoder as it was before the recipe's own pretraining, among the inputs."""
 
 
 class GateError(InputError):
@@ -45,6 +48,11 @@ class EvaluateSettings(Settings):
     split: Literal["validation", "test"] = Field("test", description="The split to measure on.")
     slices: tuple[str, ...] = Field((), description="Columns (kept by `data.columns`) to break the metrics down by.")
     baseline: bool = Field(True, description="Whether a TF-IDF and linear baseline is measured on the same split.")
+    without_pretraining: bool = Field(
+        False,
+        description="Whether the same fine-tuning is also done without the recipe's own pretraining, and measured "
+        "beside.",
+    )
     precision: Precision = Field("bf16", description="Of the computation; bf16 only where the hardware has it.")
     gate: dict[str, float] = Field(
         {},
@@ -91,6 +99,7 @@ def run(task: Task) -> dict[str, Any]:
         baseline=_baseline(task, prepared) if settings.baseline else {},
         texts_per_second=scoring.texts_per_second,
         precision=scoring.precision,
+        without_pretraining=_scored_without(task, prepared),
     )
     _write(task, prepared, scored, evaluation)
     _tell(task, columns, evaluation)
@@ -113,6 +122,14 @@ def _check(settings: EvaluateSettings, prepared: Prepared) -> None:
 def _rows(prepared: Prepared, split: str) -> int:
     found = prepared.index.splits.get(split)
     return found.rows if found else 0
+
+
+def _scored_without(task: Task, prepared: Prepared) -> Scored | None:
+    if WITHOUT_PRETRAINING not in task.inputs:
+        return None
+    settings: EvaluateSettings = task.settings
+    model = task.inputs[WITHOUT_PRETRAINING].path / "model"
+    return score(prepared, [settings.split], model, settings.precision, task.progress).splits[settings.split]
 
 
 def _baseline(task: Task, prepared: Prepared) -> dict[str, dict[str, float]]:
@@ -147,16 +164,17 @@ def _write(task: Task, prepared: Prepared, scored: Scored, evaluation: Evaluatio
 
 def _tell(task: Task, columns: tuple[LabelColumn, ...], evaluation: Evaluation) -> None:
     for column in columns:
-        found, baseline = evaluation.columns[column.name], evaluation.baseline.get(column.name, {})
+        found, compared = evaluation.columns[column.name], evaluation.compared(column.name)
         rows: list[tuple[str, ...]] = [
-            (name, f"{value:.4f}", f"{baseline[name]:.4f}" if name in baseline else "")
+            (name, f"{value:.4f}", *(f"{each[name]:.4f}" if name in each else "" for each in compared.values()))
             for name, value in found.metrics.items()
             if name not in ("log_loss", "ece")
         ]
         if found.metrics:
-            rows.append(("calibration error", f"{found.calibrated_ece:.4f}", f"was {found.metrics['ece']:.4f}"))
+            was = f"was {found.metrics['ece']:.4f}"
+            rows.append(("calibration error", f"{found.calibrated_ece:.4f}", was, *[""] * max(len(compared) - 1, 0)))
         title = f"{column.name}, {evaluation.split} split, {found.labelled:,} texts"
-        task.progress.table(title, rows, ("", "classifier", "baseline" if baseline else ""))
+        task.progress.table(title, rows, ("", "classifier", *(compared or [""])))
     task.progress.tell(f"report: {task.out / 'report.html'}")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import Field
 
-from cluster.store import telling_storage_errors, write_whole
+from cluster.store import local_copy, telling_storage_errors, upload_tree, write_whole
 from models.settings import InputError, Settings
 from models.text import TextSettings
 from pipelines.parts import run_parts
@@ -79,6 +79,8 @@ def externals(settings: PrepareStageSettings) -> dict[str, str]:
 def run(task: Task) -> dict[str, Any]:
     """Prepares the data into `task.out`.
 
+    The tokenizer is that of `pack`, where that is among the task's inputs.
+
     Raises:
         InputError: the data or the encoder is not as the settings say, or no usable rows are left.
         ClusterError: the store cannot be written.
@@ -109,7 +111,7 @@ def run(task: Task) -> dict[str, Any]:
     gathering = GatherPass(settings.data, splitting, given, str(task.work))
     pieces = pieces_of(units, cleaned, partitions)
     gathered = run_parts("gather", pieces, gathering, task.work / "gather", task.progress)
-    steps = _step_counts(cleaned + gathered)
+    steps = step_counts(cleaned + gathered)
     counts = {split: [result["rows"].get(split, 0) for result in gathered] for split in SPLITS}
     rows_in = sum(result["rows"] for result in cleaned)
     _check_usable(settings, rows_in, steps, counts, _label_counts(gathered))
@@ -119,7 +121,7 @@ def run(task: Task) -> dict[str, Any]:
             _train_tokenizer(task, prepare.tokenizer, counts["train"])
     clock.lap("gather")
 
-    chunk_rows = prepare.chunk_rows or _chunk_rows(sum(counts["train"]))
+    chunk_rows = prepare.chunk_rows or chunk_rows_for(sum(counts["train"]))
     text_bytes = sum(result["text_bytes"] for result in gathered)
     files = file_plan(counts, chunk_rows, text_bytes)
     tokenising = TokenisePass(labels, prepare.max_length, chunk_rows, str(task.work), str(task.out))
@@ -179,7 +181,7 @@ def run(task: Task) -> dict[str, Any]:
     return metrics
 
 
-def _chunk_rows(rows: int) -> int:
+def chunk_rows_for(rows: int) -> int:
     """Rows in a chunk of a training set of `rows`."""
     parts = math.ceil(rows / (_CHUNKS_MULTIPLE * _LARGEST_CHUNK))
     return max(math.ceil(rows / (_CHUNKS_MULTIPLE * parts)), _SMALLEST_CHUNK)
@@ -204,13 +206,18 @@ class _Clock:
 
 def _copy_tokenizer(task: Task) -> None:
     settings: PrepareStageSettings = task.settings
+    done = task.work / "tokenizer.done"
+    if "pack" in task.inputs and not done.exists():
+        with local_copy(task.inputs["pack"].path / "tokenizer") as folder:
+            upload_tree(Path(folder), task.out / "tokenizer")
+        done.touch()
+    if done.exists():
+        return
     if settings.encoder is None:
         raise InputError("prepare needs a tokenizer: name finetune.encoder, or set prepare.tokenizer to train one.")
-    done = task.work / "tokenizer.done"
-    if not done.exists():
-        with tempfile.TemporaryDirectory() as scratch:
-            copy_tokenizer(settings.encoder, settings.prepare.max_length, task.out / "tokenizer", Path(scratch))
-        done.touch()
+    with tempfile.TemporaryDirectory() as scratch:
+        copy_tokenizer(settings.encoder, settings.prepare.max_length, task.out / "tokenizer", Path(scratch))
+    done.touch()
 
 
 def _train_tokenizer(task: Task, tokenizer: TokenizerSettings, train_rows: list[int]) -> None:
@@ -223,7 +230,8 @@ def _train_tokenizer(task: Task, tokenizer: TokenizerSettings, train_rows: list[
         done.touch()
 
 
-def _step_counts(results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def step_counts(results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """What each step dropped and changed."""
     dropped: Counter[str] = Counter()
     changed: Counter[str] = Counter()
     for result in results:

@@ -50,6 +50,10 @@ class SplitIndex(Settings):
     files: tuple[SplitFile, ...]
     tokens: int = 0
     truncated: int = 0
+    documents: int = 0
+    """Of packed rows."""
+    bytes: int = 0
+    """Of the documents' text, in UTF-8."""
 
     @property
     def chunks(self) -> int:

@@ -15,6 +15,9 @@ from cluster.store import local_copy
 from models.settings import InputError
 from pipelines.locate import identity, locate, reason_of, telling_read_errors
 
+PRETRAINED = "pretrain"
+"""As an encoder: the one that the recipe itself pretrains; and the name of that stage."""
+
 WEIGHT_FILES = ("*.safetensors", "config.json")
 TOKENIZER_FILES = (
     "config.json",
@@ -28,8 +31,10 @@ def is_hub_id(reference: str) -> bool:
     return bool(_HUB_ID.fullmatch(reference)) and not Path(reference).exists()
 
 
-def encoder_identity(reference: str, parts: tuple[str, ...] = WEIGHT_FILES) -> str:
+def encoder_identity(reference: str, parts: tuple[str, ...] = WEIGHT_FILES, section: str = "finetune") -> str:
     """What the encoder is, for fingerprints: a digest of those of its files, or a hub id and its commit.
+
+    `section` is the recipe's that names it.
 
     Raises:
         InputError: there is no encoder at `reference`.
@@ -39,12 +44,12 @@ def encoder_identity(reference: str, parts: tuple[str, ...] = WEIGHT_FILES) -> s
             config = cached_file(reference, "config.json")
         except (OSError, ValueError) as error:
             raise InputError(
-                f"finetune.encoder: {reference} is neither a folder here nor an encoder that the hub gives "
+                f"{section}.encoder: {reference} is neither a folder here nor an encoder that the hub gives "
                 f"({reason_of(error)})."
             ) from error
         # .../snapshots/COMMIT/config.json
         return f"{reference}@{Path(str(config)).parent.name}"
-    folder = _folder(reference)
+    folder = _folder(reference, section)
     with telling_read_errors(reference):
         files = sorted({file for pattern in parts for file in folder.glob(pattern) if file.is_file()}, key=str)
     return identity(files)
@@ -64,12 +69,12 @@ def encoder_folder(reference: str) -> Iterator[str]:
         yield str(folder)
 
 
-def _folder(reference: str) -> UPath:
+def _folder(reference: str, section: str = "finetune") -> UPath:
     try:
         folder = locate(reference)
         with telling_read_errors(reference):
             if (folder / "config.json").exists():
                 return folder
     except InputError as error:
-        raise InputError(f"finetune.encoder: {error}") from error
-    raise InputError(f"finetune.encoder: {reference} is no encoder: there is no config.json in it.")
+        raise InputError(f"{section}.encoder: {error}") from error
+    raise InputError(f"{section}.encoder: {reference} is no encoder: there is no config.json in it.")

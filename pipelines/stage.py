@@ -65,6 +65,8 @@ class PlannedStage:
     settings: Settings
     inputs: tuple["PlannedStage", ...] = ()
     externals: Mapping[str, str] = field(default_factory=dict)
+    role: str = ""
+    """What it is to those that build on it, where that is not its verb."""
 
     @property
     def name(self) -> str:
@@ -74,7 +76,7 @@ class PlannedStage:
     @property
     def lineage(self) -> dict[str, str]:
         """The identities of all inputs, from the store and from outside."""
-        return {planned.name: planned.fingerprint for planned in self.inputs} | dict(self.externals)
+        return {each.role or each.name: each.fingerprint for each in self.inputs} | dict(self.externals)
 
     @property
     def fingerprint(self) -> str:
@@ -91,7 +93,7 @@ def complete(planned: PlannedStage, store: Store, progress: Progress, recipe: st
     """
     if artifact := _finished(planned, store):
         return artifact
-    inputs = {before.name: complete(before, store, progress, recipe) for before in planned.inputs}
+    inputs = {each.role or each.name: complete(each, store, progress, recipe) for each in planned.inputs}
     out = store.folder(planned.name, planned.fingerprint)
     task = Task(settings=planned.settings, inputs=inputs, out=out, progress=progress, recipe=recipe)
     with claimed(out, lambda told: progress.tell(f"{planned.name}: {told}")):

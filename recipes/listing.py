@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pipelines.audit import Audit
 
 _COUNTS = ("rows_in", "rows_out", "rejected")
-_HEADLINES = (*_COUNTS, "texts_per_second", "accuracy", "macro_f1")
+_HEADLINES = (*_COUNTS, "tokens", "tokens_per_second", "perplexity", "texts_per_second", "accuracy", "macro_f1")
+_OF_OTHERS = ("baseline", "validation", "without_pretraining")
 
 
 def find_artifact(reference: str, store_url: str) -> tuple[Store, Artifact]:
@@ -90,7 +91,7 @@ def headline(metrics: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} {number(value)}"
         for name, value in metrics.items()
-        if name.rpartition(".")[2] in _HEADLINES and name.partition(".")[0] not in ("baseline", "validation")
+        if name.rpartition(".")[2] in _HEADLINES and name.partition(".")[0] not in _OF_OTHERS
     )
 
 
@@ -100,7 +101,7 @@ def summary_rows(artifacts: Mapping[str, Artifact]) -> list[tuple[str, str, str]
     rows = [(name.replace("_", " "), number(prepared[name]), "") for name in _COUNTS if name in prepared]
     for name, value in evaluated.items():
         measure = name.rpartition(".")[2]
-        if measure in ("accuracy", "macro_f1") and not name.startswith("baseline."):
+        if measure in ("accuracy", "macro_f1") and not name.startswith(("baseline.", "without_pretraining.")):
             baseline = evaluated.get(f"baseline.{name}")
             rows.append((name.replace("_", "-"), number(value), number(baseline) if baseline is not None else ""))
     for stage, metrics in (("training", tuned), ("evaluation", evaluated)):

@@ -2,8 +2,11 @@
 
 from typing import cast
 
-from pipelines import evaluate, finetune, prepare
+from models.architectures import ScratchEncoder
+from pipelines import evaluate, finetune, pack, prepare, pretrain
+from pipelines.pack import PackStageSettings
 from pipelines.prepare import PrepareStageSettings
+from pipelines.pretrained import PRETRAINED
 from pipelines.stage import PlannedStage, Stage
 from recipes.recipe import Recipe
 
@@ -14,15 +17,45 @@ def plan(recipe: Recipe) -> dict[str, PlannedStage]:
     Raises:
         InputError: something the recipe refers to (data, encoder) is not there.
     """
-    encoder = recipe.finetune.encoder
+    before = _pretraining(recipe)
+    own = recipe.finetune.encoder == PRETRAINED
+    # What the fine-tuned encoder was, where the recipe pretrains it.
+    first = recipe.pretrain.encoder if own and recipe.pretrain else recipe.finetune.encoder
     settings = PrepareStageSettings(
         data=recipe.data,
         prepare=recipe.prepare,
-        encoder=encoder if isinstance(encoder, str) and recipe.prepare.tokenizer is None else None,
+        encoder=first if isinstance(first, str) and recipe.prepare.tokenizer is None else None,
     )
-    prepared = PlannedStage(cast(Stage, prepare), settings, (), prepare.externals(settings))
-    tuned = PlannedStage(cast(Stage, finetune), recipe.finetune, (prepared,), finetune.externals(recipe.finetune))
-    evaluated = PlannedStage(
-        cast(Stage, evaluate), recipe.evaluate, (prepared, tuned), evaluate.externals(recipe.evaluate)
+    trained_tokenizer = (before["pack"],) if own and isinstance(first, ScratchEncoder) else ()
+    prepared = PlannedStage(cast(Stage, prepare), settings, trained_tokenizer, prepare.externals(settings))
+    tuned = PlannedStage(
+        cast(Stage, finetune),
+        recipe.finetune,
+        (prepared, before[PRETRAINED]) if own else (prepared,),
+        finetune.externals(recipe.finetune),
     )
-    return {planned.name: planned for planned in (prepared, tuned, evaluated)}
+    inputs = [prepared, tuned]
+    if recipe.evaluate.without_pretraining:
+        same = recipe.finetune.model_copy(update={"encoder": first})
+        inputs.append(
+            PlannedStage(
+                cast(Stage, finetune), same, (prepared,), finetune.externals(same), evaluate.WITHOUT_PRETRAINING
+            )
+        )
+    evaluated = PlannedStage(cast(Stage, evaluate), recipe.evaluate, tuple(inputs), evaluate.externals(recipe.evaluate))
+    return before | {planned.name: planned for planned in (prepared, tuned, evaluated)}
+
+
+def _pretraining(recipe: Recipe) -> dict[str, PlannedStage]:
+    """The stages that make the recipe's own encoder."""
+    if recipe.pack is None or recipe.pretrain is None:
+        return {}
+    encoder = recipe.pretrain.encoder
+    settings = PackStageSettings(
+        pack=recipe.pack,
+        encoder=encoder if isinstance(encoder, str) else None,
+        sentinels=recipe.pretrain.objective == "span",
+    )
+    packed = PlannedStage(cast(Stage, pack), settings, (), pack.externals(settings))
+    pretrained = PlannedStage(cast(Stage, pretrain), recipe.pretrain, (packed,), pretrain.externals(recipe.pretrain))
+    return {packed.name: packed, pretrained.name: pretrained}

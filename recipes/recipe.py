@@ -4,14 +4,18 @@ from pathlib import PurePosixPath
 
 from pydantic import Field, model_validator
 
+from models.architectures import ScratchEncoder
 from models.settings import InputError, Settings, execution
 from pipelines.evaluate import EvaluateSettings
-from pipelines.finetune import FinetuneSettings, ScratchEncoder
+from pipelines.finetune import FinetuneSettings
 from pipelines.metrics import metric_problem
+from pipelines.pack import PackSettings
 from pipelines.prepare import PrepareSettings
 from pipelines.preparing.data import DataSettings, split_name
 from pipelines.preparing.formats import EXTENSIONS
 from pipelines.preparing.sources import references
+from pipelines.pretrain import PretrainSettings
+from pipelines.pretrained import PRETRAINED
 from serve.settings import ServeSettings
 
 
@@ -21,6 +25,8 @@ class Recipe(Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Names the model; lower case, digits, - and _.")
     store: str = execution("shoal-store", description="Where artifacts live: a folder, or s3://BUCKET/PREFIX.")
     data: DataSettings
+    pack: PackSettings | None = None
+    pretrain: PretrainSettings | None = None
     prepare: PrepareSettings = PrepareSettings()
     finetune: FinetuneSettings
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -30,20 +36,18 @@ class Recipe(Settings):
     def _parts_agree(self) -> "Recipe":
         if not self.data.labels:
             raise ValueError("data.labels: name at least one column to predict")
-        if isinstance(self.finetune.encoder, ScratchEncoder) and self.prepare.tokenizer is None:
-            raise ValueError("prepare.tokenizer: an encoder from scratch needs one, for example {vocabulary: 8000}")
-        if isinstance(self.finetune.encoder, str) and self.prepare.tokenizer is not None:
-            raise ValueError("prepare.tokenizer: a pretrained encoder brings its own; leave this out")
+        self._encoders_and_tokenizers_agree()
         given = self._may_have_validation()
         if self.prepare.validation_share == 0 and not given:
             raise ValueError(
                 "prepare.validation_share: must be above 0, as the best epoch is chosen on rows not trained on"
             )
-        if self.finetune.workers.max > self.finetune.lanes:
-            raise ValueError(
-                f"finetune.workers: {self.finetune.workers.max} workers need as many lanes, but finetune.lanes is "
-                f"{self.finetune.lanes}"
-            )
+        for section, training in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            if training and training.workers.max > training.lanes:
+                raise ValueError(
+                    f"{section}.workers: {training.workers.max} workers need as many lanes, but {section}.lanes is "
+                    f"{training.lanes}"
+                )
         if missing := set(self.evaluate.slices) - set(self.data.columns):
             raise ValueError(f"evaluate.slices: {', '.join(sorted(missing))} is not kept by data.columns")
         columns = {label.column: label.multi for label in self.data.labels}
@@ -52,6 +56,36 @@ class Recipe(Settings):
             if problem := metric_problem(name, columns):
                 raise ValueError(f"{setting}: {problem}")
         return self
+
+    def _encoders_and_tokenizers_agree(self) -> None:
+        encoder = self.finetune.encoder
+        own = encoder == PRETRAINED
+        if own and self.pretrain is None:
+            raise ValueError("finetune.encoder: the recipe has no pretrain section to take the encoder from")
+        if self.evaluate.without_pretraining and not own:
+            raise ValueError("evaluate.without_pretraining: there is no pretraining; set finetune.encoder to pretrain")
+        if isinstance(encoder, ScratchEncoder) and self.prepare.tokenizer is None:
+            raise ValueError("prepare.tokenizer: an encoder from scratch needs one, for example {vocabulary: 8000}")
+        if isinstance(encoder, str) and self.prepare.tokenizer is not None:
+            whose = "the pretraining" if own else "a pretrained encoder"
+            raise ValueError(f"prepare.tokenizer: {whose} brings its own; leave this out")
+        if (self.pack is None) != (self.pretrain is None):
+            given, missing = ("pack", "pretrain") if self.pack else ("pretrain", "pack")
+            what = "the texts to learn from" if self.pretrain else "what is learnt from them"
+            raise ValueError(f"{missing}: {given} needs this section too, which says {what}")
+        if self.pack is None or self.pretrain is None:
+            return
+        if isinstance(self.pretrain.encoder, str):
+            if self.pack.tokenizer is not None:
+                raise ValueError("pack.tokenizer: an encoder that goes on learning brings its own; leave this out")
+            return
+        if self.pack.tokenizer is None:
+            raise ValueError("pack.tokenizer: an encoder from scratch needs one, for example {vocabulary: 8000}")
+        if own and self.prepare.max_length > self.pack.length:
+            raise ValueError(
+                f"prepare.max_length: is {self.prepare.max_length}, but the encoder is pretrained on rows of "
+                f"{self.pack.length} tokens (pack.length) and knows no longer ones"
+            )
 
     def _may_have_validation(self) -> bool:
         """Whether the data may come with a validation split; what has none is told when it has been looked at."""

@@ -79,6 +79,13 @@ class Evaluation:
     calibrated_on: int
     """Rows of the validation split that the temperatures were fitted on; 0 leaves them at 1."""
     classes: dict[str, tuple[str, ...]]
+    without_pretraining: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By label column, of a classifier made without the recipe's pretraining; empty where none was wanted."""
+
+    def compared(self, column: str) -> dict[str, dict[str, float]]:
+        """Metrics of whatever the classifier's own are to be compared with, by its name."""
+        known = {"baseline": self.baseline, "without pretraining": self.without_pretraining}
+        return {name: values[column] for name, values in known.items() if column in values}
 
     def plain(self) -> dict[str, float]:
         """The classifier's metrics under flat keys, as `pipelines.metrics.classification_metrics` has them."""
@@ -91,6 +98,7 @@ class Evaluation:
             for name, c in self.columns.items()
         }
         baseline = {f"baseline.{key}": value for key, value in self._flattened(self.baseline).items()}
+        baseline |= {f"without_pretraining.{k}": v for k, v in self._flattened(self.without_pretraining).items()}
         speed = {"rows": self.rows, "texts_per_second": round(self.texts_per_second, 1)}
         return {**self.plain(), **self._flattened(more), **baseline, **speed}
 
@@ -125,6 +133,7 @@ class Evaluation:
             "temperature": found.temperature,
             "calibrated": found.calibrated,
             "baseline": self.baseline.get(name),
+            "without_pretraining": self.without_pretraining.get(name),
             "classes": {row[0]: {k: v.item() for k, v in zip(keys, row[1:], strict=True)} for row in numbers},
             "confusion": found.matrix.tolist() if found.matrix is not None else None,
             "slices": [{**asdict(one), "small": one.small} for one in found.slices],
@@ -141,6 +150,7 @@ def measure(
     baseline: dict[str, dict[str, float]],
     texts_per_second: float,
     precision: str,
+    without_pretraining: Scored | None = None,
 ) -> Evaluation:
     """Measures the scored split; temperatures are fitted on `validation`, slices taken by the `kept` columns."""
     found = {}
@@ -163,7 +173,15 @@ def measure(
         precision=precision,
         calibrated_on=0 if validation is None else len(validation.rows),
         classes={column.name: column.classes for column in columns},
+        without_pretraining=_metrics_of(columns, without_pretraining) if without_pretraining else {},
     )
+
+
+def _metrics_of(columns: Sequence[LabelColumn], scored: Scored) -> dict[str, dict[str, float]]:
+    return {
+        column.name: column_metrics(scored.logits[:, span], scored.labels[column.name], column.multi)
+        for column, span in spans(columns)
+    }
 
 
 def _measure_column(

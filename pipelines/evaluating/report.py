@@ -30,7 +30,7 @@ def write_report(
         if not found.metrics:
             sections.append(Section(f"{prefix}no labels", [Text("No row of this split has a label in this column.")]))
             continue
-        sections.append(Section(f"{prefix}metrics", [_metrics_table(found, evaluation.baseline.get(column.name, {}))]))
+        sections.append(Section(f"{prefix}metrics", _metrics_blocks(found, evaluation.compared(column.name))))
         sections.append(Section(f"{prefix}classes", _class_blocks(column, found)))
         if found.matrix is not None and len(column.classes) <= _CLASSES_DRAWN:
             caption = "Each row is a label, shaded by the share of its texts; the numbers are texts."
@@ -48,13 +48,23 @@ def write_report(
     render(task.out / "report.html", f"Evaluation of {task.recipe or 'a classifier'}", sections, facts=facts, note=note)
 
 
-def _metrics_table(found: ColumnEvaluation, baseline: dict[str, float]) -> Table:
+def _metrics_blocks(found: ColumnEvaluation, compared: dict[str, dict[str, float]]) -> list[Table | Text]:
     rows: list[list[Cell]] = [
-        [name.replace("_", " "), value, found.calibrated.get(name), baseline.get(name)]
+        [name.replace("_", " "), value, found.calibrated.get(name), *(each.get(name) for each in compared.values())]
         for name, value in found.metrics.items()
     ]
     caption = f"Of {found.labelled:,} labelled texts. The baseline is TF-IDF with a linear support vector machine."
-    return Table(("metric", "classifier", "with temperature", "baseline"), rows, caption, digits=4)
+    blocks: list[Table | Text] = [
+        Table(("metric", "classifier", "with temperature", *compared), rows, caption, digits=4)
+    ]
+    if "without pretraining" in compared:
+        blocks.append(
+            Text(
+                "Without pretraining: the same fine-tuning, of as many texts in the same order, of the encoder as it "
+                "was before the recipe's own pretraining."
+            )
+        )
+    return blocks
 
 
 def _class_blocks(column: LabelColumn, found: ColumnEvaluation) -> list[Table | Figure]:

@@ -36,8 +36,8 @@ class LabelSettings(Settings):
     names: dict[str, str] = Field({}, description="New names for values, for example {'0': negative, '1': positive}.")
 
 
-class DataSettings(Settings):
-    """Where the text and its labels are."""
+class TextSource(Settings):
+    """Where text is and how to read it."""
 
     source: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] = Field(
         description="A path, glob, URL, `hub://OWNER/NAME` (`@REVISION` pins it) or `package://NAME/PATH`, a list of "
@@ -45,9 +45,6 @@ class DataSettings(Settings):
     )
     format: Format = Field("auto", description="How the files are written; by default, told by their names.")
     text: str = Field("text", description="The column with the text.")
-    text_pair: str | None = Field(None, description="The column with the second text, for pairs.")
-    labels: tuple[LabelSettings, ...] = Field((), description="The columns to predict; a bare name will do.")
-    columns: tuple[str, ...] = Field((), description="Further columns to keep, for slices in the evaluation.")
     where: dict[str, str] = Field(
         {}, description="Keeps only rows whose column matches (anywhere) a regular expression."
     )
@@ -56,6 +53,24 @@ class DataSettings(Settings):
     undecodable: Literal["reject", "replace"] = Field(
         "reject", description="What becomes of rows that are not UTF-8: rejected, or the wrong bytes replaced (U+FFFD)."
     )
+
+    @field_validator("where")
+    @classmethod
+    def _regular_expressions(cls, where: dict[str, str]) -> dict[str, str]:
+        for column, pattern in where.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} (for {column}) is no regular expression: {error}") from error
+        return where
+
+
+class DataSettings(TextSource):
+    """Where the text and its labels are."""
+
+    text_pair: str | None = Field(None, description="The column with the second text, for pairs.")
+    labels: tuple[LabelSettings, ...] = Field((), description="The columns to predict; a bare name will do.")
+    columns: tuple[str, ...] = Field((), description="Further columns to keep, for slices in the evaluation.")
     split: str | None = Field(None, description="The column that names each row's split, where the data has one.")
 
     @field_validator("labels", mode="before")
@@ -74,16 +89,6 @@ class DataSettings(Settings):
         if twice := [column for column, count in counts.items() if count > 1]:
             raise ValueError(f"{twice[0]!r} is named twice; each column is predicted once")
         return labels
-
-    @field_validator("where")
-    @classmethod
-    def _regular_expressions(cls, where: dict[str, str]) -> dict[str, str]:
-        for column, pattern in where.items():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} (for {column}) is no regular expression: {error}") from error
-        return where
 
     @property
     def text_columns(self) -> tuple[str, ...]:

@@ -18,8 +18,16 @@ from pipelines.pretrained import encoder_folder
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def copy_tokenizer(encoder: str, max_length: int, out: UPath, scratch: Path) -> None:
+_SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
+"""T5's names of dropped spans."""
+
+
+def copy_tokenizer(
+    encoder: str, max_length: int, out: UPath, scratch: Path, setting: str = "prepare.max_length", of: str = "finetune"
+) -> None:
     """Puts the encoder's tokenizer into `out`, as `AutoTokenizer` loads it.
+
+    `setting` is where the recipe says `max_length`, and `of` the section that names the encoder.
 
     Raises:
         InputError: there is no such encoder, or its positions or its tokenizer end before `max_length`.
@@ -30,30 +38,41 @@ def copy_tokenizer(encoder: str, max_length: int, out: UPath, scratch: Path) -> 
             tokenizer = AutoTokenizer.from_pretrained(name)
         except Exception as error:  # of `tokenizers`, bare ones
             raise InputError(
-                f"finetune.encoder: {encoder} has no tokenizer that can be loaded: {reason_of(error)}."
+                f"{of}.encoder: {encoder} has no tokenizer that can be loaded: {reason_of(error)}."
             ) from error
     if not tokenizer.is_fast:
-        raise InputError(f"finetune.encoder: {encoder} has no tokenizer of the `tokenizers` library.")
+        raise InputError(f"{of}.encoder: {encoder} has no tokenizer of the `tokenizers` library.")
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         positions -= 2  # numbered from the padding's index on
     longest = min(int(positions), int(tokenizer.model_max_length))
     if max_length > longest:
-        raise InputError(
-            f"prepare.max_length is {max_length}, but the encoder {encoder} takes at most {longest} tokens."
-        )
+        raise InputError(f"{setting} is {max_length}, but the encoder {encoder} takes at most {longest} tokens.")
     tokenizer.save_pretrained(scratch)
     upload_tree(scratch, out)
 
 
-def train_tokenizer(settings: TokenizerSettings, max_length: int, texts: list[str], out: UPath, scratch: Path) -> None:
+def train_tokenizer(
+    settings: TokenizerSettings,
+    max_length: int,
+    texts: list[str],
+    out: UPath,
+    scratch: Path,
+    *,
+    sentinels: bool = False,
+) -> int:
     """Trains a tokenizer and puts it into `out`, as `AutoTokenizer` loads it: [CLS] text [SEP], pairs as in BERT.
 
-    Equal texts give an equal tokenizer. (A unigram model is not offered: its trainer adds floating-point numbers in
-    the order of a randomly seeded hash table, so that no two runs agree.)
+    Gives the size of its vocabulary, which is smaller than wanted where the texts give no more. `sentinels`: T5's
+    <extra_id_0> to <extra_id_99> come on top. Equal texts give an equal tokenizer, but for a unigram model: its trainer
+    adds floating-point numbers in the order of a randomly seeded hash table, so that no two runs agree.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer = (_train_wordpiece if settings.kind == "wordpiece" else _train_bpe)(settings, texts)
+    train = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}[settings.kind]
+    tokenizer = train(settings, texts)
+    size: int = tokenizer.get_vocab_size()
+    extra = list(_SENTINELS) if sentinels else []
+    tokenizer.add_special_tokens(extra)
     marks = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
@@ -67,8 +86,24 @@ def train_tokenizer(settings: TokenizerSettings, max_length: int, texts: list[st
         sep_token="[SEP]",
         mask_token="[MASK]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        extra_special_tokens=extra,
     ).save_pretrained(scratch)
     upload_tree(scratch, out)
+    return size
+
+
+def _train_unigram(settings: TokenizerSettings, texts: list[str]) -> Tokenizer:
+    """SentencePiece's (Kudo 2018, arXiv 1804.10959)."""
+    tokenizer = Tokenizer(models.Unigram())
+    steps = [normalizers.NFKC(), *([normalizers.Lowercase()] if settings.lowercase else [])]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=settings.vocabulary, special_tokens=_SPECIAL, unk_token="[UNK]", show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def _train_bpe(settings: TokenizerSettings, texts: list[str]) -> Tokenizer:

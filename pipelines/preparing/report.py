@@ -43,14 +43,15 @@ def write_report(
         ("texts cut", f"{metrics['truncated']:,}"),
     ]
     sections = [
-        _steps(metrics, steps),
+        steps_section(metrics, steps),
         *(_labels(column, label_counts.get(column.name, {})) for column in labels),
         _lengths(metrics, lengths),
     ]
     render(path, f"{recipe}: the prepared data".removeprefix(": "), sections, facts=facts)
 
 
-def _steps(metrics: Mapping[str, Any], steps: Mapping[str, Mapping[str, int]]) -> Section:
+def steps_section(metrics: Mapping[str, Any], steps: Mapping[str, Mapping[str, int]]) -> Section:
+    """What each step dropped and changed."""
     rows: list[list[str | int | float | None]] = []
     left = metrics["rows_in"]
     for step, count in steps.items():
@@ -96,7 +97,8 @@ def _labels(column: LabelColumn, counts: Mapping[str, Mapping[str, int]]) -> Sec
     )
 
 
-def _lengths(metrics: Mapping[str, Any], lengths: Mapping[int, int]) -> Section:
+def lengths_figure(lengths: Mapping[int, int]) -> Figure:
+    """Texts by length in tokens."""
     values = np.array(sorted(lengths))
     weights = np.array([lengths[int(value)] for value in values])
     edges = np.linspace(0, values.max() + 1, min(_BINS, int(values.max()) + 1) + 1)
@@ -105,10 +107,11 @@ def _lengths(metrics: Mapping[str, Any], lengths: Mapping[int, int]) -> Section:
     quantiles = ", ".join(
         f"{share:.0%} at most {values[np.searchsorted(positions, share)]}" for share in (0.5, 0.9, 0.99)
     )
+    return Figure(counted_histogram(edges.tolist(), counts.tolist(), "tokens"), f"Texts by length: {quantiles} tokens.")
+
+
+def _lengths(metrics: Mapping[str, Any], lengths: Mapping[int, int]) -> Section:
     return Section(
         "Lengths",
-        [
-            Figure(counted_histogram(edges.tolist(), counts.tolist(), "tokens"), "Texts by length in tokens."),
-            Text(f"{quantiles} tokens. {metrics['truncated']:,} texts lost their end to prepare.max_length."),
-        ],
+        [lengths_figure(lengths), Text(f"{metrics['truncated']:,} texts lost their end to prepare.max_length.")],
     )

@@ -30,7 +30,10 @@ English has 5 characters in a token, with its space. Chinese has 1 or 2, and a t
 class TokenizerSettings(Settings):
     """A tokenizer to train on the training split, where the encoder starts from scratch."""
 
-    kind: Literal["wordpiece", "bpe"] = Field("wordpiece", description="The subword model.")
+    kind: Literal["wordpiece", "bpe", "unigram"] = Field(
+        "wordpiece",
+        description="The subword model: BERT's, GPT's over bytes, or SentencePiece's, which no two runs learn alike.",
+    )
     vocabulary: int = Field(8000, ge=300, description="Size of the vocabulary.")
     lowercase: bool = Field(True, description="Whether case is dropped.")
 

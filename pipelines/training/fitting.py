@@ -1,4 +1,4 @@
-"""Epochs of steps, with validation, early stopping and checkpoints: what every training run does around its steps.
+"""Steps with validation, early stopping and checkpoints: what every training run does around its steps.
 
 Knows nothing of Ray: a `Channel` carries news and orders between the run and whoever watches it.
 """
@@ -18,6 +18,7 @@ from models.precision import LossScale, Precision
 from models.training import LaneTrainer
 from pipelines.training.checkpoints import Checkpoints, Last
 from pipelines.training.pace import Pace
+from pipelines.training.spikes import Spikes
 from pipelines.training.trackers import Tracker
 
 _NEWS_SECONDS = 0.5
@@ -36,25 +37,30 @@ class _Flag(IntFlag):
 
 @dataclass
 class FitState:
-    """How far a run is: the cursor (epoch, step) of the next step, and what has been seen so far."""
+    """How far a run is, and what has been seen so far."""
 
     ledger: Ledger
     """Of the rows that each lane of each step consumed."""
-    epoch: int = 0
-    step: int = 0
+    taken: int = 0
+    """Steps; an epoch's first step follows the last one of the epoch before."""
     losses: list[float] = field(default_factory=list)
     """Of each step since the beginning; steps without texts have none."""
     validations: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = -1
+    best_validation: int = -1
+    """Which one, from 0."""
     best: float = float("-inf")
     stopped_early: bool = False
     texts: int = 0
     seconds: float = 0.0
     """Of training steps and their checkpoints, over all restarts; what a killed worker took along is not counted."""
+    validated_at: list[tuple[int, float]] = field(default_factory=list)
+    """Of each validation: after how many steps, and after how many of these seconds."""
     tokens: int = 0
     padded: int = 0
     precision: Precision | None = None
     """What is computed in: decided once, when the run begins, and kept through all restarts."""
+    cost: dict[str, float] = field(default_factory=dict)
+    """What the lesson says that the model and the device can do (`Lesson.cost`)."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Microbatches that were left out: `epoch`, `step`, `lane`, `reason` and `rows`."""
 
@@ -62,6 +68,11 @@ class FitState:
     def texts_per_second(self) -> float:
         """Training throughput."""
         return self.texts / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training throughput, padding left out."""
+        return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def padding_share(self) -> float:
@@ -109,25 +120,27 @@ def fit(
     checkpoints: Checkpoints,
     channel: Channel,
     *,
-    epochs: int,
+    steps: int,
+    validate_every: int,
     validate: Callable[[Callable[[], bool]], dict[str, float] | None],
-    metric: str,
+    score: Callable[[dict[str, float]], float],
     patience: int | None,
     keep_best: Callable[[int, int], None],
     trackers: Sequence[Tracker] = (),
+    spikes: Spikes | None = None,
 ) -> FitState:
-    """Trains from `state` to the end of the last epoch, or until `patience` validations brought nothing better.
+    """Trains from `state` until `steps` are taken, or until `patience` validations brought nothing better.
 
-    `validate` measures after each epoch, on all workers, unless what it asks on the way stops it; `keep_best` saves
-    the weights of an epoch, each time `metric` is better than ever before, and is told which was the best one before.
-    Checkpoints come at the channel's pace, by the first worker's clock; one that is due at the end of an epoch comes
-    after its validation, which it then remembers.
+    `validate` measures after every so many steps and after the last, on all workers, unless what it asks on the way
+    stops it; `keep_best` saves the weights that a validation found, each time its `score` is higher than ever before,
+    and is told the validation's number and that of the best one before. Checkpoints come at the channel's pace, by the
+    first worker's clock; one that is due with a validation comes after it, and remembers it. `spikes`: tells of them.
 
     Raises:
         LeftError: the channel ordered it; a checkpoint was taken.
     """
     feed = trainer.feed
-    pace = channel.began(state.epoch * feed.steps + state.step)
+    pace = channel.began(state.taken)
     last_checkpoint = last_news = time.monotonic()
     leaves_at = float("-inf")
     due = False
@@ -149,12 +162,16 @@ def fit(
         """Takes a checkpoint and ends; where that fails, gives the time until which the workers stay."""
         ended = checkpoint()
         if checkpoints.wait():
-            channel.news(_news(state, feed.steps, epochs))
+            channel.news(_news(state, steps))
             raise LeftError
         return ended + pace.least
 
-    while state.epoch < epochs and not state.stopped_early:
-        while state.step < feed.steps:
+    def planned(taken: int) -> int:
+        """Validations after so many steps."""
+        return taken // validate_every + (taken == steps and taken % validate_every > 0)
+
+    while len(state.validations) < planned(steps) and not state.stopped_early:
+        while len(state.validations) == planned(state.taken):
             started = time.monotonic()
             pace.cost = checkpoints.seconds
             flag = _Flag(0)
@@ -162,16 +179,19 @@ def fit(
                 flag |= _Flag.CHECKPOINT
             if ordered_to_leave():
                 flag |= _Flag.LEAVE
-            result = trainer.step(state.epoch, state.step, flag=flag)
-            state.step += 1
+            epoch, step = divmod(state.taken, feed.steps)
+            result = trainer.step(epoch, step, flag=flag)
+            state.taken += 1
             state.ledger.append(result.digests)
             for left_out in result.skipped:
-                place = {"epoch": state.epoch, "step": state.step - 1, **vars(left_out)}
+                place = {"epoch": epoch, "step": step, **vars(left_out)}
                 state.skipped.append(place)
                 channel.tell("epoch {epoch}, step {step}, lane {lane} is skipped: {reason}".format(**place))
             if not result.texts:
                 continue
             state.losses.append(result.loss)
+            if spikes and (usual := spikes.above(result.loss)) and trainer.rank == 0:
+                channel.tell(_spike(trainer, epoch, step, result.loss, usual))
             state.texts += result.texts
             state.tokens += result.tokens
             state.padded += result.padded
@@ -181,12 +201,12 @@ def fit(
             now = time.monotonic()
             if now - last_news > _NEWS_SECONDS:
                 last_news = now
-                channel.news(_news(state, feed.steps, epochs) | {"checkpoint_age": now - last_checkpoint})
+                channel.news(_news(state, steps) | {"checkpoint_age": now - last_checkpoint})
             state.seconds += now - started
             if result.flag & _Flag.LEAVE:
                 leaves_at = leave()
             due = due or bool(result.flag & _Flag.CHECKPOINT)
-            if due and state.step < feed.steps:
+            if due and len(state.validations) == planned(state.taken):
                 last_checkpoint, due = checkpoint(), False
         while (measured := validate(ordered_to_leave)) is None:
             leaves_at = leave()
@@ -194,16 +214,17 @@ def fit(
         for tracker in trackers:
             tracker.log(len(state.losses), {f"validation/{name}": value for name, value in measured.items()})
         state.validations.append(measured)
-        if measured[metric] > state.best:
-            keep_best(state.epoch, state.best_epoch)
-            state.best, state.best_epoch = measured[metric], state.epoch
-        elif patience is not None and state.epoch - state.best_epoch >= patience:
+        state.validated_at.append((state.taken, state.seconds))
+        this = len(state.validations) - 1
+        if (found := score(measured)) > state.best:
+            keep_best(this, state.best_validation)
+            state.best, state.best_validation = found, this
+        elif patience is not None and this - state.best_validation >= patience:
             state.stopped_early = True
-        state.epoch, state.step = state.epoch + 1, 0
         if due:
             last_checkpoint, due = checkpoint(), False
     checkpoints.wait()
-    channel.news(_news(state, feed.steps, epochs))
+    channel.news(_news(state, steps))
     return state
 
 
@@ -221,12 +242,19 @@ def _save(trainer: LaneTrainer, state: FitState, checkpoints: Checkpoints) -> No
     )
 
 
-def _news(state: FitState, epoch_steps: int, epochs: int) -> dict[str, Any]:
+def _news(state: FitState, steps: int) -> dict[str, Any]:
     return {
-        "steps": state.epoch * epoch_steps + state.step,
-        "total": epochs * epoch_steps,
+        "steps": state.taken,
+        "total": steps,
         "loss": state.losses[-1] if state.losses else 0.0,
         "texts_per_second": state.texts_per_second,
+        "tokens_per_second": state.tokens_per_second,
         "padding_share": state.padding_share,
         "validation": state.validations[-1] if state.validations else {},
     }
+
+
+def _spike(trainer: LaneTrainer, epoch: int, step: int, loss: float, usual: float) -> str:
+    lanes = (trainer.rows(epoch, step, lane) for lane in range(trainer.feed.lanes))
+    rows = ", ".join(str(row) for lane in lanes for row in lane)
+    return f"loss spike at epoch {epoch}, step {step}: {loss:.3f}, where {usual:.3f} is usual (rows {rows})"

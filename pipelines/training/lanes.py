@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 
 from models.feed import Feed
 from models.labels import LabelColumn
+from models.microbatch import Batch
 from models.objectives import MISSING
-from models.training import Batch
 from pipelines.prepared import Prepared, SplitIndex
 
 _MOST_ROWS = 4096
@@ -66,7 +67,7 @@ class Chunk:
         if self.token_types is not None:
             inputs["token_type_ids"] = torch.from_numpy(self.token_types.padded(items, width))
         labels = {name: torch.from_numpy(values[items]) for name, values in self.labels.items()}
-        return Batch(inputs, labels, self.rows[items].tolist())
+        return Batch(inputs, labels, self.rows[items].tolist(), weight=len(items))
 
 
 def feed_over(split: SplitIndex, lanes: int, microbatch: int, seed: int) -> Feed:
@@ -114,13 +115,32 @@ def read_labels(values: pa.ChunkedArray, column: LabelColumn) -> NDArray[np.int6
     return marks
 
 
-class LaneReader:
+class Rows(Protocol):
+    """A chunk, as far as its reader needs to know it."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Of its rows, in tokens."""
+        ...
+
+
+Kind = TypeVar("Kind", bound=Rows)
+
+
+class LaneReader(Generic[Kind]):
     """Gives the microbatches of some lanes; holds one chunk a lane and reads the next one ahead."""
 
-    def __init__(self, feed: Feed, read: Callable[[int], Chunk], lanes: Sequence[int], pad: int = 0) -> None:
-        self._feed, self._read, self._lanes, self._pad = feed, read, tuple(lanes), pad
-        self._open: dict[int, tuple[int, int, Chunk, NDArray[np.int64]]] = {}
-        self._ahead: dict[int, tuple[int, Future[Chunk]]] = {}
+    def __init__(
+        self,
+        feed: Feed,
+        read: Callable[[int], Kind],
+        lanes: Sequence[int],
+        batch: Callable[[Kind, NDArray[np.int64], int], Batch],
+    ) -> None:
+        """`batch` makes a microbatch of a chunk's rows at some positions, and of a seed for what is drawn."""
+        self._feed, self._read, self._lanes, self._make = feed, read, tuple(lanes), batch
+        self._open: dict[int, tuple[int, int, Kind, NDArray[np.int64]]] = {}
+        self._ahead: dict[int, tuple[int, Future[Kind]]] = {}
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="chunks")
 
     def batch(self, epoch: int, step: int, lane: int) -> Batch | None:
@@ -133,9 +153,9 @@ class LaneReader:
             self._open[lane] = (epoch, place.chunk, chunk, self._feed.chunk_order(epoch, place.chunk, chunk.lengths))
             self._look_ahead(epoch, step, lane)
         _, _, chunk, order = self._open[lane]
-        return chunk.batch(order[place.start : place.stop], self._pad)
+        return self._make(chunk, order[place.start : place.stop], self._feed.draw_seed(epoch, step, lane))
 
-    def _take(self, lane: int, number: int) -> Chunk:
+    def _take(self, lane: int, number: int) -> Kind:
         ahead = self._ahead.pop(lane, None)
         if ahead and ahead[0] == number:
             return ahead[1].result()
@@ -148,3 +168,14 @@ class LaneReader:
         number = self._feed.chunk_at(epoch, turn_end, lane)
         if number is not None:
             self._ahead[lane] = (number, self._pool.submit(self._read, number))
+
+
+def text_batches(
+    prepared: Prepared, feed: Feed, lanes: Sequence[int], pad: int = 0
+) -> Callable[[int, int, int], Batch | None]:
+    """The microbatches of labelled texts at (epoch, step, lane), for some lanes."""
+
+    def read(number: int) -> Chunk:
+        return read_feed_chunk(prepared, feed, number)
+
+    return LaneReader(feed, read, lanes, lambda chunk, items, _: chunk.batch(items, pad)).batch

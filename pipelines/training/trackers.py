@@ -53,11 +53,11 @@ class TensorBoard:
 class MLflow:
     """A run of the MLflow server (or folder) that MLFLOW_TRACKING_URI names; one run for one artifact."""
 
-    def __init__(self, recipe: str, fingerprint: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, recipe: str, fingerprint: str, settings: Mapping[str, Any], section: str) -> None:
         try:
             import mlflow
         except ImportError as error:
-            raise InputError("finetune.trackers: mlflow is not installed; run pip install mlflow-skinny.") from error
+            raise InputError(f"{section}.trackers: mlflow is not installed; run pip install mlflow-skinny.") from error
         self._mlflow = mlflow
         experiment = mlflow.set_experiment(recipe)
         found = mlflow.search_runs(
@@ -80,11 +80,11 @@ class MLflow:
 class WandB:
     """A Weights & Biases run, going on under the artifact's fingerprint; WANDB_MODE=offline needs no account."""
 
-    def __init__(self, recipe: str, fingerprint: str, settings: Mapping[str, Any], folder: UPath) -> None:
+    def __init__(self, recipe: str, fingerprint: str, settings: Mapping[str, Any], section: str, folder: UPath) -> None:
         try:
             import wandb
         except ImportError as error:
-            raise InputError("finetune.trackers: wandb is not installed; run pip install wandb.") from error
+            raise InputError(f"{section}.trackers: wandb is not installed; run pip install wandb.") from error
         local = Path(folder.path) if is_local(folder) else Path(os.environ.get("WANDB_DIR", "."))
         local.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
@@ -103,9 +103,15 @@ class WandB:
 
 @contextlib.contextmanager
 def tracking(
-    names: Sequence[TrackerName], folder: UPath, step: int, recipe: str, fingerprint: str, settings: Mapping[str, Any]
+    names: Sequence[TrackerName],
+    folder: UPath,
+    step: int,
+    recipe: str,
+    fingerprint: str,
+    settings: Mapping[str, Any],
+    section: str = "finetune",
 ) -> Iterator[list[Tracker]]:
-    """The named trackers, open while the block runs. `step` is where the run goes on."""
+    """The named trackers, open while the block runs. `step` is where the run goes on; `section` is the recipe's."""
     trackers: list[Tracker] = []
     try:
         for name in names:
@@ -113,9 +119,9 @@ def tracking(
                 case "tensorboard":
                     trackers.append(TensorBoard(folder, step))
                 case "mlflow":
-                    trackers.append(MLflow(recipe, fingerprint, settings))
+                    trackers.append(MLflow(recipe, fingerprint, settings, section))
                 case "wandb":
-                    trackers.append(WandB(recipe, fingerprint, settings, folder))
+                    trackers.append(WandB(recipe, fingerprint, settings, section, folder))
         yield trackers
     finally:
         for tracker in trackers:

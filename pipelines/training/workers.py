@@ -104,13 +104,13 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
         InputError: a worker met a mistake of the user's.
         ClusterError: workers were lost again and again without getting on, or nothing more can be written.
     """
-    settings = job.settings
+    settings, section = job.settings, job.lesson.section
     gpus = ray.cluster_resources().get("GPU", 0) > 0
-    room_for(settings.threads, int(gpus), "a training worker", "finetune.threads")
+    room_for(settings.threads, int(gpus), "a training worker", f"{section}.threads")
     per_worker = {"CPU": float(settings.threads)} | ({"GPU": 1.0} if gpus else {})
     wanted = settings.workers
     least = (settings.threads * wanted.min, int(gpus) * wanted.min)
-    room_for(*least, f"{wanted.min} training workers", "finetune.workers.min")
+    room_for(*least, f"{wanted.min} training workers", f"{section}.workers.min")
     if (total := room(per_worker, {}).total) < wanted.max:
         progress.tell(
             f"  there is room for {total or 'none'} of {wanted.max} workers now; training starts with "
@@ -137,7 +137,7 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
             **_storage(job.work),
         ),
     )
-    with _showing(bulletin, history, progress):
+    with _showing(bulletin, history, progress, job.unit):
         try:
             state, workers = trainer.fit().return_value
         except TrainingFailedError as error:
@@ -176,7 +176,7 @@ def _explained(error: TrainingFailedError) -> Exception:
 
 
 @contextlib.contextmanager
-def _showing(bulletin: Any, history: UPath, progress: Progress) -> Iterator[None]:
+def _showing(bulletin: Any, history: UPath, progress: Progress, unit: str) -> Iterator[None]:
     """Shows the bulletin's news while the block runs, and keeps the history of the groups in the store."""
     done, started = threading.Event(), time.monotonic()
     with progress.step("training") as step:
@@ -192,7 +192,9 @@ def _showing(bulletin: Any, history: UPath, progress: Progress) -> Iterator[None
                 for sentence in news.get("told", [])[told:]:
                     told += 1
                     progress.tell(f"  {sentence}", "yellow")
-                step.update(news.get("steps", 0), _note(news, time.monotonic() - started), total=news.get("total"))
+                step.update(
+                    news.get("steps", 0), _note(news, time.monotonic() - started, unit), total=news.get("total")
+                )
                 kept.keep(news["groups"], at_once=ended)
 
         thread = threading.Thread(target=show, daemon=True, name="news")
@@ -221,7 +223,7 @@ class _Kept:
         self._known, self._written = known, now
 
 
-def _note(news: Mapping[str, Any], seconds: float) -> str:
+def _note(news: Mapping[str, Any], seconds: float, unit: str = "texts") -> str:
     """The news in a line."""
     if news.get("waiting"):
         return f"waits: there is {news['waiting']}"
@@ -231,7 +233,7 @@ def _note(news: Mapping[str, Any], seconds: float) -> str:
     parts = [
         f"{news.get('workers', '?')} of {news.get('wanted', '?')} workers",
         f"loss {news['loss']:.3f}",
-        f"{news['texts_per_second']:,.0f} texts/s",
+        f"{news[f'{unit}_per_second']:,.0f} {unit}/s",
         f"{news['padding_share']:.0%} padding",
         *(f"{name} {value:.3f}" for name, value in list(news["validation"].items())[:1]),
         f"checkpoint {news.get('checkpoint_age', 0):.0f} s ago",

@@ -19,7 +19,7 @@ from pipelines.audit import compare
 from pipelines.ledgers import read_ledger, write_ledger
 from pipelines.prepared import Prepared
 from pipelines.training.interruptions import interruptions
-from pipelines.training.lanes import LaneReader, feed_over, read_feed_chunk
+from pipelines.training.lanes import feed_over, text_batches
 from tests.making import make_prepared
 
 EPOCHS = 2
@@ -37,10 +37,7 @@ def feed_of(prepared: Prepared, lanes: int = 4) -> Feed:
 
 def take(feed: Feed, prepared: Prepared, ledger: Ledger, steps: int, workers: int) -> None:
     """Goes on for so many steps, or to the end, with so many workers, each of which reads its own lanes."""
-    readers = [
-        LaneReader(feed, lambda number: read_feed_chunk(prepared, feed, number), range(rank, feed.lanes, workers))
-        for rank in range(workers)
-    ]
+    readers = [text_batches(prepared, feed, range(rank, feed.lanes, workers)) for rank in range(workers)]
     for position in range(len(ledger.entries), min(len(ledger.entries) + steps, EPOCHS * feed.steps)):
         digests = [0] * feed.lanes
         for rank, reader in enumerate(readers):
@@ -82,7 +79,7 @@ def test_any_resizes_and_restarts_give_the_undisturbed_ledger(
     ledger = Ledger(feed.lanes, committed)
     take(feed, prepared, ledger, EPOCHS * feed.steps, 3)
     assert np.array_equal(ledger.entries, undisturbed)
-    assert compare(feed, prepared, ledger.entries, EPOCHS).sentence == "exact"
+    assert compare(feed, prepared, ledger.entries, EPOCHS * feed.steps).sentence == "exact"
 
 
 def _swap(ledger: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -112,7 +109,8 @@ def test_what_is_not_exact_is_told(
     prepared: Prepared,
     undisturbed: NDArray[np.int64],
 ) -> None:
-    assert re.search(told, compare(feed_of(prepared), prepared, change(undisturbed), EPOCHS).sentence)
+    feed = feed_of(prepared)
+    assert re.search(told, compare(feed, prepared, change(undisturbed), EPOCHS * feed.steps).sentence)
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def test_a_feed_that_repeats_rows_is_found_out(prepared: Prepared) -> None:
     feed = RepeatingFeed(**vars(feed_of(prepared)))
     ledger = Ledger(feed.lanes)
     take(feed, prepared, ledger, feed.steps, 2)
-    sentence = compare(feed, prepared, ledger.entries, 1).sentence
+    sentence = compare(feed, prepared, ledger.entries, feed.steps).sentence
     assert "rows not consumed" in sentence
     assert "rows consumed more than once" in sentence
 

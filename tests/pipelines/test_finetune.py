@@ -23,11 +23,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForSequenceClassification
 
 from cluster.store import Artifact, ClusterError, Store
+from models.architectures import ScratchEncoder
 from models.classifier import load
 from models.feed import Feed
 from models.settings import InputError
 from pipelines import finetune
-from pipelines.finetune import FinetuneSettings, ScratchEncoder
+from pipelines.finetune import FinetuneSettings
 from pipelines.progress import Progress
 from pipelines.stage import Task
 from pipelines.training.lanes import feed_over

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.feed import Feed
 from pipelines.prepared import Prepared, SplitFile, SplitIndex
-from pipelines.training.lanes import LaneReader, feed_over, read_feed_chunk
+from pipelines.training.lanes import feed_over, text_batches
 from tests.making import make_prepared, open_store
 
 
@@ -37,7 +37,7 @@ def test_an_epoch_reads_each_row_once_in_batches_of_like_lengths(tmp_path: Path)
     lengths = dict(zip(stored["row"].to_pylist(), stored["length"].to_pylist(), strict=True))
     seen: list[int] = []
     tokens = padded = 0
-    readers = [LaneReader(feed, lambda number: read_feed_chunk(prepared, feed, number), [lane]) for lane in range(4)]
+    readers = [text_batches(prepared, feed, [lane]) for lane in range(4)]
     for step in range(feed.steps):
         for lane, reader in enumerate(readers):
             batch = reader.batch(1, step, lane)

@@ -30,6 +30,7 @@ from pipelines.audit import compare
 from pipelines.finetune import FinetuneSettings
 from pipelines.prepared import Prepared
 from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.classifying import Classifying
 from pipelines.training.fitting import LeftError
 from pipelines.training.lanes import feed_over
 from pipelines.training.pace import Pace
@@ -108,7 +109,7 @@ class Run:
         self.weights = load_file(f"{job.out}/model/model.safetensors")
         end = torch.load(f"{job.out}/end", weights_only=False)
         self.losses, self.skipped = end["losses"], end["skipped"]
-        self.audit = compare(job.feed, Prepared(job.prepared), end["ledger"], EPOCHS).sentence
+        self.audit = compare(job.feed, Prepared(job.lesson.prepared), end["ledger"], job.steps).sentence
 
     def drift(self, other: "Run") -> float:
         """The largest difference of a weight."""
@@ -150,14 +151,22 @@ def job(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
         chosen = FinetuneSettings(encoder=str(data / "encoder"), lanes=LANES, microbatch=MICROBATCH, **given)
         prepared = Prepared(UPath(data / "prepared"))
         (tmp_path / name).mkdir()
-        return WorkerJob(
+        feed = feed_over(prepared.index.splits["train"], LANES, MICROBATCH, chosen.seed)
+        lesson = Classifying(
             settings=chosen,
             prepared=prepared.folder,
-            out=UPath(tmp_path / name),
-            work=UPath(tmp_path / name / "work"),
-            feed=feed_over(prepared.index.splits["train"], LANES, MICROBATCH, chosen.seed),
+            encoder=str(data / "encoder"),
             spec=ClassifierSpec(labels=(TOPIC,), max_length=prepared.index.max_length),
             class_weights={},
+        )
+        return WorkerJob(
+            lesson=lesson,
+            out=UPath(tmp_path / name),
+            work=UPath(tmp_path / name / "work"),
+            feed=feed,
+            steps=EPOCHS * feed.steps,
+            validate_every=feed.steps,
+            patience=chosen.patience,
             recipe="toy",
             fingerprint="none",
         )

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from upath import UPath
 
 from models import precision
+from models.architectures import ScratchEncoder
 from models.engine import load_engine
 from models.feed import Feed
 from models.labels import LabelColumn, total_classes
@@ -23,12 +24,12 @@ from models.objectives import ClassificationObjective
 from models.settings import InputError
 from pipelines import finetune
 from pipelines.audit import compare
-from pipelines.finetune import FinetuneSettings, ScratchEncoder
+from pipelines.finetune import FinetuneSettings
 from pipelines.ledgers import read_ledger
 from pipelines.prepared import Prepared, SplitIndex
 from pipelines.progress import Progress
 from pipelines.stage import Task
-from pipelines.training import fitting, worker
+from pipelines.training import classifying, fitting
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.pace import Pace
 from pipelines.training.worker import WorkerJob, train_lanes
@@ -314,7 +315,7 @@ def test_a_bad_microbatch_ends_the_run_or_is_skipped(
     run(settings | {"epochs": 1})
     prepared = Prepared(UPath(tmp_path / "prepared"))
     feed = finetune.feed_over(prepared.index.splits["train"], 4, 4, 0)
-    monkeypatch.setattr(worker, "ClassificationObjective", FaultyObjective)
+    monkeypatch.setattr(classifying, "ClassificationObjective", FaultyObjective)
     FaultyObjective.fault, FaultyObjective.seed = fault, feed.draw_seed(1, 2, 1)
     with pytest.raises(InputError, match=rf"^{told}.* at epoch 1, step 2, lane 1 \(rows \d+, .*bad_microbatch=skip\.$"):
         run(settings, checkpoints=Watched(tmp_path / "stopped"))
@@ -324,4 +325,7 @@ def test_a_bad_microbatch_ends_the_run_or_is_skipped(
     assert (left_out["epoch"], left_out["step"], left_out["lane"]) == (1, 2, 1)
     assert told in left_out["reason"]
     assert metrics["skipped_texts"] == len(left_out["rows"]) == 4
-    assert compare(feed, prepared, read_ledger(UPath(out)), 2).sentence == "exact, but for 4 rows that were skipped"
+    assert (
+        compare(feed, prepared, read_ledger(UPath(out)), 2 * feed.steps).sentence
+        == "exact, but for 4 rows that were skipped"
+    )

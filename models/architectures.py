@@ -1,0 +1,128 @@
+"""Encoders and language models from scratch: transformers' architectures, in sizes that have a name.
+
+| size   | width | layers | heads | parameters beside the embeddings |
+|--------|-------|--------|-------|----------------------------------|
+| tiny   | 128   | 2      | 2     | 0.4 M                            |
+| mini   | 256   | 4      | 4     | 3.2 M                            |
+| small  | 512   | 4      | 8     | 12.6 M                           |
+| medium | 512   | 8      | 8     | 25.2 M                           |
+| base   | 768   | 12     | 12    | 85.1 M                           |
+
+(The sizes of Turc et al. 2019, "Well-Read Students Learn Better", arXiv 1908.08962; parameters of a BERT.)
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import Field, field_validator, model_validator
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from models.settings import InputError, Settings, first_line
+
+SizeName = Literal["tiny", "mini", "small", "medium", "base"]
+SIZES: dict[SizeName, tuple[int, int, int]] = {
+    "tiny": (128, 2, 2),
+    "mini": (256, 4, 4),
+    "small": (512, 4, 8),
+    "medium": (512, 8, 8),
+    "base": (768, 12, 12),
+}
+"""Width, layers, heads."""
+
+_GATED = {"modernbert"}
+"""Architectures whose inner layers are gated, so that 1.5 times the width takes what 4 times does elsewhere, nearly."""
+
+
+class ScratchEncoder(Settings):
+    """An encoder with fresh weights, of a named size, any number of which can be given by hand."""
+
+    architecture: str = Field("bert", description="A transformers architecture: bert, modernbert, gpt2, t5 ...")
+    size: SizeName = Field("mini", description="Sets width, layers and heads, where these are not given.")
+    hidden_size: int | None = Field(None, ge=1, description="Width.")
+    layers: int | None = Field(None, ge=1, description="Depth.")
+    heads: int | None = Field(None, ge=1, description="Attention heads.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability.")
+    config: dict[str, Any] = Field({}, description="Further fields of the architecture's transformers config.")
+
+    @field_validator("architecture")
+    @classmethod
+    def _known(cls, architecture: str) -> str:
+        if architecture not in CONFIG_MAPPING:
+            raise ValueError(
+                f"is no architecture of transformers: {architecture!r}; there are bert, modernbert, gpt2 ..."
+            )
+        return architecture
+
+    @model_validator(mode="after")
+    def _divide_width(self) -> Self:
+        width, _, heads = self.shape
+        if width % heads:
+            raise ValueError(f"heads must divide hidden_size, which is {width}, and {heads} does not")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, layers, heads."""
+        width, layers, heads = SIZES[self.size]
+        return self.hidden_size or width, self.layers or layers, self.heads or heads
+
+
+def scratch_config(
+    encoder: ScratchEncoder, tokenizer: PreTrainedTokenizerBase, positions: int, **more: Any
+) -> PreTrainedConfig:
+    """The config of an encoder for texts of up to `positions` tokens; `more` are fields of its task.
+
+    Raises:
+        InputError: the architecture has no such fields, or not these values.
+    """
+    width, layers, heads = encoder.shape
+    common = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    own: dict[str, Any] = {"max_position_embeddings": positions}
+    match encoder.architecture:
+        case "t5" | "mt5" | "umt5":
+            # It has no positions, only distances; the decoder begins with padding.
+            own = {"d_kv": width // heads, "d_ff": 4 * width, "num_decoder_layers": layers}
+            own["decoder_start_token_id"] = tokenizer.pad_token_id
+        case "gpt2":
+            own["n_inner"] = 4 * width
+        case "distilbert":
+            own["hidden_dim"] = 4 * width
+        case "roberta" | "camembert" | "xlm-roberta":
+            own = {
+                "max_position_embeddings": positions + (tokenizer.pad_token_id or 0) + 1,
+                "intermediate_size": 4 * width,
+            }
+        case architecture:
+            inner = 3 * width // 2 if architecture in _GATED else 4 * width
+            own["intermediate_size"] = inner
+    try:
+        config = AutoConfig.for_model(
+            encoder.architecture, **{**common, **own, **_special_tokens(tokenizer), **encoder.config, **more}
+        )
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise InputError(f"encoder.config: {encoder.architecture} cannot be made so: {first_line(error)}") from error
+    for name, wanted in {**common, **encoder.config}.items():
+        if getattr(config, name, None) != wanted:
+            raise InputError(
+                f"encoder: {encoder.architecture} does not take {name}={wanted}; name the number as its transformers "
+                "config does, under encoder.config."
+            )
+    unknown = sorted(set(encoder.config) - set(vars(AutoConfig.for_model(encoder.architecture))))
+    if unknown:
+        raise InputError(f"encoder.config: {encoder.architecture} has no setting {unknown[0]!r}.")
+    return config
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The vocabulary's size and the special tokens that configs name; BERT's [CLS] and [SEP] begin and end a text."""
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    names: Mapping[str, int | None] = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": begin,
+        "eos_token_id": end,
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+    }
+    return {"vocab_size": len(tokenizer), **{name: value for name, value in names.items() if value is not None}}
