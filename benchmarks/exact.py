@@ -40,11 +40,11 @@ from models.encoders import build_classifier
 from models.feed import Feed
 from models.hostsum import WorkerSum
 from models.ledger import digest
+from models.microbatch import Batch
 from models.objectives import ClassificationObjective
 from models.optimizer import build_optimizer, build_schedule
 from models.precision import agreed, autocast
 from models.training import LaneTrainer
-from pipelines.finetune import CheckpointSeconds
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
 from pipelines.progress import Progress
@@ -52,6 +52,7 @@ from pipelines.stage import complete
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.lanes import feed_over, text_batches
 from pipelines.training.pace import Pace
+from pipelines.training.settings import CheckpointSeconds
 from recipes.loading import load_recipe
 from recipes.planning import plan
 
@@ -60,6 +61,9 @@ TEXTS = "data.where.text=(?i)@americanair"
 WORKERS, LANES, MICROBATCH = 2, 4, 8
 WARM_UP = 5
 FIXED, FLOAT, DDP = "fixed point (exact)", "float32, one sum after the last lane", "DistributedDataParallel"
+
+
+Batches = Callable[[int, int, int], Batch | None]
 
 
 @dataclass
@@ -78,7 +82,7 @@ class Found:
 class Contestant:
     """A model with its optimizer that takes steps in one of the ways."""
 
-    def __init__(self, name: str, data: Prepared, feed: Feed, reader: LaneReader, encoder: Path, rank: int) -> None:
+    def __init__(self, name: str, data: Prepared, feed: Feed, reader: Batches, encoder: Path, rank: int) -> None:
         model = build_classifier(data.index.labels, seed=0, pretrained=encoder)
         dropout.use_stream(model)
         self.feed, self.reader, self.rank = feed, reader, rank
@@ -177,7 +181,7 @@ def worker(rank: int, port: int, folder: str, steps: int, turns: int, results: A
     dist.destroy_process_group()
 
 
-def _ledger_seconds(feed: Feed, reader: LaneReader, steps: list[int], rank: int) -> float:
+def _ledger_seconds(feed: Feed, reader: Batches, steps: list[int], rank: int) -> float:
     """What a worker spends on the digests of its lanes."""
     batches = [reader(0, step, lane) for step in steps for lane in range(rank, LANES, WORKERS)]
     started = time.monotonic()

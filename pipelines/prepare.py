@@ -42,7 +42,7 @@ from pipelines.pretrained import TOKENIZER_FILES, encoder_identity
 from pipelines.stage import Task
 
 NAME = "prepare"
-FORMAT = 3
+FORMAT = 4
 
 _PARTITION_BYTES = 2**26
 # A multiple of 24 chunks deals out evenly to 1, 2, 3, 4, 6 or 8 lanes; large ones let texts of like length meet.

@@ -124,7 +124,8 @@ def _train_bpe(settings: TokenizerSettings, texts: list[str]) -> Tokenizer:
 
 
 def _train_wordpiece(settings: TokenizerSettings, texts: list[str]) -> Tokenizer:
-    """As BERT's. At most three quarters of the vocabulary are single characters, the most frequent ones.
+    """As BERT's. At most three quarters of the vocabulary are single characters, the most frequent ones, unless the
+    texts have too few longer pieces to fill the rest, as in Chinese, where each character is a word.
 
     The trainer numbers the characters inside words (##a) in the order of a randomly seeded hash table, and merges
     that are equally frequent by these numbers. So it is first asked for these characters alone, and then given
@@ -147,16 +148,24 @@ def _train_wordpiece(settings: TokenizerSettings, texts: list[str]) -> Tokenizer
         return tokenizer.get_vocab()
 
     singles = set(train(0, [], [])) - set(_SPECIAL)
-    alphabet = sorted(single for single in singles if not single.startswith("##") or single == "##")
+    known = sorted(single for single in singles if not single.startswith("##") or single == "##")
+
+    def learn(most: int) -> dict[str, int]:
+        """The vocabulary, of which at most so many are single characters."""
+        alphabet, chosen = known, singles
+        if len(singles) > most:
+            counts = Counter(character for text in texts for character in tokenizer.normalizer.normalize_str(text))
+            inside = len(singles) - len(known)
+            ranked = sorted(known, key=lambda character: (-counts[character], character))
+            alphabet = sorted(ranked[: max(most - inside, most // 2)])
+            chosen = set(train(0, [], alphabet)) - set(_SPECIAL)
+        continuing = sorted(single for single in chosen if single.startswith("##") and single != "##")
+        return train(settings.vocabulary, continuing, alphabet)
+
     most = settings.vocabulary * 3 // 4
-    if len(singles) > most:
-        counts = Counter(character for text in texts for character in tokenizer.normalizer.normalize_str(text))
-        inside = len(singles) - len(alphabet)
-        ranked = sorted(alphabet, key=lambda character: (-counts[character], character))
-        alphabet = sorted(ranked[: max(most - inside, most // 2)])
-        singles = set(train(0, [], alphabet)) - set(_SPECIAL)
-    continuing = sorted(single for single in singles if single.startswith("##") and single != "##")
-    vocabulary = train(settings.vocabulary, continuing, alphabet)
+    vocabulary = learn(most)
+    if (left := settings.vocabulary - len(vocabulary)) > 0 and len(singles) > most:
+        vocabulary = learn(most + left)
     trained = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     trained.normalizer, trained.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
     trained.decoder = decoders.WordPiece()

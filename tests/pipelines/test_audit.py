@@ -42,7 +42,7 @@ def take(feed: Feed, prepared: Prepared, ledger: Ledger, steps: int, workers: in
         digests = [0] * feed.lanes
         for rank, reader in enumerate(readers):
             for lane in range(rank, feed.lanes, workers):
-                batch = reader.batch(*divmod(position, feed.steps), lane)
+                batch = reader(*divmod(position, feed.steps), lane)
                 digests[lane] = digest(batch.rows) if batch else 0
         ledger.append(digests)
 

@@ -40,7 +40,7 @@ def test_an_epoch_reads_each_row_once_in_batches_of_like_lengths(tmp_path: Path)
     readers = [text_batches(prepared, feed, [lane]) for lane in range(4)]
     for step in range(feed.steps):
         for lane, reader in enumerate(readers):
-            batch = reader.batch(1, step, lane)
+            batch = reader(1, step, lane)
             if batch is None:
                 continue
             seen += batch.rows

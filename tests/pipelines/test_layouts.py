@@ -268,11 +268,11 @@ def test_any_layout_goes_on_from_the_checkpoint_of_any_other(job: Job) -> None:
     calm, moved = job("calm", exact=False), job("moved", exact=False)
     train_here(calm, 0, 1, None)
     train_on(4, moved, leave_after=2)
-    object.__setattr__(moved, "settings", moved.settings.model_copy(update={"fsdp": True}))
+    object.__setattr__(moved.lesson, "settings", moved.settings.model_copy(update={"fsdp": True}))
     train_on(3, moved, leave_after=2)
     files = [file.name for file in (Path(moved.work.path) / "checkpoints").glob("000000000006-*/*.distcp")]
     assert len(files) == 3
-    object.__setattr__(moved, "settings", moved.settings.model_copy(update={"fsdp": False}))
+    object.__setattr__(moved.lesson, "settings", moved.settings.model_copy(update={"fsdp": False}))
     train_on(2, moved)
     Run(moved).assert_near(Run(calm), loss=1e-5, weight=1e-4)
 

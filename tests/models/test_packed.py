@@ -1,0 +1,104 @@
+"""Models read packed rows as if each document stood alone, or say that they cannot."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+)
+
+from models import dropout
+from models.packed import accept_packed, positions_of, together
+from models.settings import InputError
+
+SIZE = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+}
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "bert": (AutoModelForMaskedLM, {}),
+    "roberta": (AutoModelForMaskedLM, {"pad_token_id": 1}),
+    "distilbert": (AutoModelForMaskedLM, {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}),
+    # Layers that see 4 tokens each way, and layers that see all.
+    "modernbert": (AutoModelForMaskedLM, {"local_attention": 8, "num_hidden_layers": 4}),
+    "gpt2": (AutoModelForCausalLM, {}),
+    "llama": (AutoModelForCausalLM, {}),
+    "t5": (AutoModelForSeq2SeqLM, {"d_kv": 16, "d_ff": 64, "decoder_start_token_id": 0}),
+}
+DOCUMENTS = [torch.arange(5, 5 + length) for length in (12, 3, 1, 9)]
+
+
+def build(kind: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    auto, own = KINDS[kind]
+    model: PreTrainedModel = auto.from_config(AutoConfig.for_model(kind, **{**SIZE, **own})).eval()
+    with torch.no_grad():  # Fresh weights are small: what one document sees of another would hardly show.
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def row(documents: list[Tensor], padding: int = 0) -> tuple[Tensor, Tensor]:
+    ids = torch.cat([*documents, torch.zeros(padding, dtype=torch.long)])
+    numbers = [torch.full_like(document, number + 1) for number, document in enumerate(documents)]
+    return ids[None], torch.cat([*numbers, torch.zeros(padding, dtype=torch.long)])[None]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_in_one_row_do_not_see_each_other(kind: str, stream: bool) -> None:
+    model = build(kind)
+    decodes = model.config.is_encoder_decoder
+    alone = [
+        model(input_ids=ids[None], **({"decoder_input_ids": ids[None]} if decodes else {})).logits[0]
+        for ids in DOCUMENTS
+    ]
+    if stream:
+        dropout.use_stream(model)
+    accept_packed(model, torch.device("cpu"))
+    ids, numbers = row(DOCUMENTS, padding=4)
+    more = {"decoder_input_ids": ids, "decoder_attention_mask": numbers} if decodes else {}
+    logits = model(input_ids=ids, attention_mask=numbers, **more).logits
+    assert bool(logits.isfinite().all())
+    torch.testing.assert_close(logits[0, : ids.shape[1] - 4], torch.cat(alone), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "gpt2"])
+def test_only_the_wanted_tokens_reach_the_head(kind: str) -> None:
+    model = build(kind)
+    accept_packed(model, torch.device("cpu"))
+    ids, numbers = row(DOCUMENTS)
+    wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    everything = model(input_ids=ids, attention_mask=numbers).logits
+    some = model(input_ids=ids, attention_mask=numbers, wanted=wanted).logits
+    assert some.shape[:2] == (1, int(wanted.sum()))
+    torch.testing.assert_close(some[0], everything[wanted], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "own"), [("roformer", {}), ("fnet", {}), ("deberta-v2", {})])
+def test_models_that_would_mix_documents_are_refused(kind: str, own: dict[str, Any]) -> None:
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(kind, **{**SIZE, **own}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    with pytest.raises(InputError, match=rf"^pretrain\.encoder: .*{kind} models.*; take another architecture\.$"):
+        accept_packed(model, torch.device("cpu"))
+
+
+def test_positions_begin_anew_and_padding_sees_what_it_may() -> None:
+    numbers = torch.tensor([[1, 1, 2, 3, 3, 3, 0, 0]])
+    assert positions_of(numbers).tolist() == [[0, 1, 0, 0, 1, 2, 0, 0]]
+    mask = together(numbers, numbers)[0, 0]
+    assert mask[:6, 6:].sum() == 0, "no document sees padding"
+    assert bool(mask.any(1).all()), "a token that sees nothing would make the softmax undefined"
