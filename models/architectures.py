@@ -12,10 +12,10 @@
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from models.settings import InputError, Settings, first_line
@@ -50,16 +50,18 @@ class ScratchEncoder(Settings):
     def _known(cls, architecture: str) -> str:
         if architecture not in CONFIG_MAPPING:
             raise ValueError(
-                f"is no architecture of transformers: {architecture!r}; there are bert, modernbert, gpt2 ..."
+                f"{architecture!r} is no architecture of transformers; there are bert, modernbert, gpt2 ..."
             )
         return architecture
 
-    @model_validator(mode="after")
-    def _divide_width(self) -> Self:
-        width, _, heads = self.shape
-        if width % heads:
-            raise ValueError(f"heads must divide hidden_size, which is {width}, and {heads} does not")
-        return self
+    @field_validator("heads")
+    @classmethod
+    def _divide_width(cls, heads: int | None, info: ValidationInfo) -> int | None:
+        if (size := info.data.get("size")) and "hidden_size" in info.data:
+            width, own = info.data["hidden_size"] or SIZES[size][0], heads or SIZES[size][2]
+            if width % own:
+                raise ValueError(f"must divide hidden_size, which is {width}, and {own} does not")
+        return heads
 
     @property
     def shape(self) -> tuple[int, int, int]:

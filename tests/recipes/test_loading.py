@@ -64,9 +64,9 @@ def test_the_last_of_two_overrides_holds(recipe: Path) -> None:
     ("override", "told"),
     [
         ("finetune.learning_rte=1", "finetune.learning_rte is no setting; did you mean finetune.learning_rate?"),
-        ("epochs=3", "epochs is no setting; did you mean finetune.epochs?"),
-        ("finetune.encoder=3", "finetune.encoder must be text or a mapping of architecture, hidden_size,"),
-        ("finetune.encoder={layers: deep}", 'finetune.encoder.layers must be a whole number, not "deep".'),
+        ("epochs=3", "epochs is no setting; did you mean pretrain.epochs or finetune.epochs?"),
+        ("finetune.encoder=3", "finetune.encoder must be text or a mapping of architecture, size,"),
+        ("finetune.encoder={layers: deep}", 'finetune.encoder.layers must be a whole number or null, not "deep".'),
         ("finetune.encoder={hiden_size: 4}", "did you mean finetune.encoder.hidden_size?"),
         ("finetune.encoder.layers=3", 'finetune.encoder is "some/encoder" and has no parts'),
         ("finetune.learning_rate=-1", "finetune.learning_rate must be greater than 0, not -1."),
@@ -96,6 +96,8 @@ def test_the_last_of_two_overrides_holds(recipe: Path) -> None:
         ("data.labels=[a, a]", "data.labels: 'a' is named twice"),
         ("data.labels=[{column: a, separator: ''}]", "data.labels.0.separator"),
         ("data.where={text: '(a'}", "data.where: '(a' (for text) is no regular expression"),
+        ("finetune.encoder={architecture: bart3}", "finetune.encoder.architecture: 'bart3' is no architecture"),
+        ("finetune.encoder={size: huge}", "finetune.encoder.size must be one of tiny, mini, small, medium, base"),
         ("finetune.encoder={hidden_size: 100, heads: 3}", "finetune.encoder.heads: must divide hidden_size"),
         ("serve.min_replicas=5", "serve: min_replicas is 5, more than max_replicas, 4"),
         ("finetune.workers=9", "9 workers need as many lanes, but finetune.lanes is 4"),
@@ -112,6 +114,53 @@ def test_the_last_of_two_overrides_holds(recipe: Path) -> None:
 )
 def test_a_wrong_override_is_told_in_one_sentence(recipe: Path, override: str, told: str) -> None:
     sentence = mistake(recipe, override)
+    assert told in sentence
+    assert "\n" not in sentence
+
+
+PRETRAINING = [
+    "pack={sources: a.txt, tokenizer: {vocabulary: 500}}",
+    "pretrain={encoder: {size: tiny}}",
+    "finetune.encoder=pretrain",
+]
+
+
+def test_a_recipe_may_pretrain_its_encoder(recipe: Path) -> None:
+    loaded = load_recipe(recipe, PRETRAINING)
+    assert loaded.pack is not None
+    assert loaded.pack.sources[0].source == "a.txt"
+    assert loaded.pretrain is not None
+    assert loaded.pretrain.learning_rate == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["pretrain=null"], "finetune.encoder: the recipe has no pretrain section to take the encoder from"),
+        (["pack=null"], "pack: pretrain needs this section too, which says the texts to learn from"),
+        (["pretrain=null", "finetune.encoder=some/encoder"], "pretrain: pack needs this section too"),
+        (["pack.tokenizer=null"], "pack.tokenizer: an encoder from scratch needs one"),
+        (["pretrain.encoder=some/encoder"], "pack.tokenizer: an encoder that goes on learning brings its own"),
+        (["prepare.tokenizer={vocabulary: 500}"], "prepare.tokenizer: the pretraining brings its own; leave this out"),
+        (["prepare.max_length=256"], "prepare.max_length: is 256, but the encoder is pretrained on rows of 128 tokens"),
+        (["pretrain.workers=9"], "pretrain.workers: 9 workers need as many lanes, but pretrain.lanes is 4"),
+        (["pretrain.objective=nsp"], 'pretrain.objective must be one of mlm, clm, span, not "nsp".'),
+        (["pretrain.rate=1"], "pretrain.rate must be less than 1, not 1."),
+        (["pretrain.encoder={heads: 3}"], "pretrain.encoder.heads: must divide hidden_size, which is 256, and 3"),
+        (["pack.sources=[]"], "pack: sources: name at least one"),
+        (["pack.sources=3"], "pack.sources must be"),
+        (["pack.sources=[{source: a.txt, weight: 0}]"], "pack.sources.0.weight must be greater than 0, not 0."),
+        (["pack.sources=[{source: a.txt, wieght: 1}]"], "did you mean pack.sources.0.weight?"),
+        (["pack.sources=[{source: a.txt, weight: 1}, b.txt]"], "pack: sources.1.weight is missing"),
+        (["pack.length=4"], "pack.length must be greater than or equal to 8, not 4."),
+        (
+            ["finetune.encoder=some/encoder", "evaluate.without_pretraining=true"],
+            "evaluate.without_pretraining: there is no pretraining; set finetune.encoder to pretrain",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_pretraining_is_told(recipe: Path, overrides: list[str], told: str) -> None:
+    sentence = mistake(recipe, *PRETRAINING, *overrides)
     assert told in sentence
     assert "\n" not in sentence
 
