@@ -71,7 +71,7 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Validate a recipe and print its plan: each stage, its fingerprint, reused or to run."""
     _, store, stages = planned(recipe, overrides)
     rows = [
-        (name, stage.fingerprint, "reused" if store.find(name, stage.fingerprint) else "to run")
+        (name, stage.fingerprint, "reused" if store.find(stage.name, stage.fingerprint) else "to run")
         for name, stage in stages.items()
     ]
     say(f"{recipe} is valid.")

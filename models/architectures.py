@@ -42,7 +42,9 @@ class ScratchEncoder(Settings):
     hidden_size: int | None = Field(None, ge=1, description="Width.")
     layers: int | None = Field(None, ge=1, description="Depth.")
     heads: int | None = Field(None, ge=1, description="Attention heads.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability.")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Dropout probability; by default, the architecture's own."
+    )
     config: dict[str, Any] = Field({}, description="Further fields of the architecture's transformers config.")
 
     @field_validator("architecture")
@@ -70,10 +72,29 @@ class ScratchEncoder(Settings):
         return self.hidden_size or width, self.layers or layers, self.heads or heads
 
 
+SHIFTED = {
+    "camembert",
+    "data2vec-text",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
+"""Architectures that number positions from after their padding's index on, so that they need more of them."""
+
+
 def scratch_config(
-    encoder: ScratchEncoder, tokenizer: PreTrainedTokenizerBase, positions: int, **more: Any
+    encoder: ScratchEncoder,
+    tokenizer: PreTrainedTokenizerBase,
+    positions: int,
+    section: str = "finetune",
+    **more: Any,
 ) -> PreTrainedConfig:
     """The config of an encoder for texts of up to `positions` tokens; `more` are fields of its task.
+
+    `section` is the recipe's that asks for it.
 
     Raises:
         InputError: the architecture has no such fields, or not these values.
@@ -90,7 +111,7 @@ def scratch_config(
             own["n_inner"] = 4 * width
         case "distilbert":
             own["hidden_dim"] = 4 * width
-        case "roberta" | "camembert" | "xlm-roberta":
+        case kind if kind in SHIFTED:
             own = {
                 "max_position_embeddings": positions + (tokenizer.pad_token_id or 0) + 1,
                 "intermediate_size": 4 * width,
@@ -98,21 +119,28 @@ def scratch_config(
         case architecture:
             inner = 3 * width // 2 if architecture in _GATED else 4 * width
             own["intermediate_size"] = inner
+    default = vars(AutoConfig.for_model(encoder.architecture))
+    if default.get("num_key_value_heads") is not None:
+        own["num_key_value_heads"] = heads
+    if "head_dim" in default:
+        own["head_dim"] = width // heads
     try:
         config = AutoConfig.for_model(
             encoder.architecture, **{**common, **own, **_special_tokens(tokenizer), **encoder.config, **more}
         )
     except (TypeError, ValueError, StrictDataclassError) as error:
-        raise InputError(f"encoder.config: {encoder.architecture} cannot be made so: {first_line(error)}") from error
+        raise InputError(
+            f"{section}.encoder.config: {encoder.architecture} cannot be made so: {first_line(error)}"
+        ) from error
     for name, wanted in {**common, **encoder.config}.items():
         if getattr(config, name, None) != wanted:
             raise InputError(
-                f"encoder: {encoder.architecture} does not take {name}={wanted}; name the number as its transformers "
-                "config does, under encoder.config."
+                f"{section}.encoder: {encoder.architecture} does not take {name}={wanted}; name the number as its "
+                "transformers config does, under encoder.config."
             )
-    unknown = sorted(set(encoder.config) - set(vars(AutoConfig.for_model(encoder.architecture))))
+    unknown = sorted(set(encoder.config) - set(default))
     if unknown:
-        raise InputError(f"encoder.config: {encoder.architecture} has no setting {unknown[0]!r}.")
+        raise InputError(f"{section}.encoder.config: {encoder.architecture} has no setting {unknown[0]!r}.")
     return config
 
 

@@ -108,3 +108,11 @@ def set_dropout(config: PreTrainedConfig, dropout: float | None, section: str = 
                 found = True
     if not found:
         raise InputError(f"{section}.dropout: the encoder ({config.model_type}) has no dropout to set; leave it out.")
+
+
+def copy_dropout(source: PreTrainedConfig, target: PreTrainedConfig) -> None:
+    """Gives a config every dropout probability of another one of its kind."""
+    for ours, theirs in ((target, source), (target.get_text_config(), source.get_text_config())):
+        for name, value in vars(theirs).items():
+            if _DROPOUT.search(name) and not isinstance(value, bool):
+                setattr(ours, name, value)

@@ -32,10 +32,14 @@ def uniform(seed: int, count: int) -> NDArray[np.float64]:
     return bits.astype(np.float64) / 2.0**32
 
 
+def prediction_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of each target, [targets]; zero where there is nothing to predict."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=_NOTHING, reduction="none")
+
+
 def prediction_loss(logits: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
-    """Cross-entropy in nats, summed over the targets."""
-    targets = labels["targets"].flatten()
-    return F.cross_entropy(logits.flatten(0, -2).float(), targets, ignore_index=_NOTHING, reduction="sum")
+    """Their sum."""
+    return prediction_losses(logits, labels["targets"]).sum()
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Objective(ABC):
         self._vocabulary = len(tokenizer)
         self._special = np.zeros(self._vocabulary, bool)
         self._special[tokenizer.all_special_ids] = True
+        if tokenizer.unk_token_id is not None:  # It stands for text.
+            self._special[tokenizer.unk_token_id] = False
 
     @abstractmethod
     def lesson(self, ids: Ids, documents: Ids, seed: int) -> Lesson:
@@ -67,6 +73,11 @@ class Objective(ABC):
     def plain(self, ids: Ids, documents: Ids) -> NDArray[np.bool_]:
         """Which tokens are neither special nor padding."""
         return ~self._special[ids] & (documents > 0)
+
+    def plain_targets(self, targets: Tensor) -> Tensor:
+        """Which targets are neither special nor nothing."""
+        special = torch.from_numpy(self._special)[targets.clamp(min=0)]
+        return ~special & (targets != _NOTHING)
 
 
 class MaskedTokens(Objective):
@@ -168,10 +179,13 @@ class DroppedSpans(Objective):
             drop[inside] = dropped
             source: list[int] = []
             target: list[int] = []
-            spans = 0
+            spans, before = 0, False
             for place in places.tolist():
-                if drop[place]:
-                    if place == places[0] or not drop[place - 1]:
+                # A special token in the middle of a text ends a span, so that there may be more of them than wanted.
+                begins = drop[place] and not before
+                before = bool(drop[place]) and not (begins and spans == len(self._sentinels))
+                if before:
+                    if begins:
                         source.append(self._sentinels[spans])
                         target.append(self._sentinels[spans])
                         spans += 1

@@ -2,11 +2,12 @@
 
 What says so is the attention mask that a row comes with: not ones, but each token's document, numbered from 1 in the
 row; 0 is padding. `accept_packed` teaches a transformers model to read it: positions begin anew with each document,
-and attention is kept within, by a mask of blocks or, with flash attention on a GPU, by its variable-length kernels,
-which transformers chooses by the positions alone. `wanted` marks the tokens for which something is to be predicted:
-the head, whose product with the vocabulary costs as much as all layers of a small model, is spared the others.
+and attention is kept within by a mask of blocks; on GPUs that have flash attention by its variable-length kernels, for
+which all rows are laid end to end. `wanted` marks the tokens for which something is to be predicted: the head, whose
+product with the vocabulary costs as much as all layers of a small model, is spared the others.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_sliding_window_mask, packed_sequence_mask_function
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from models.precision import Precision
 from models.settings import InputError, first_line
 
-_FLASH = "flash_attention_2"
+_FLASH, _FLASH_CAPABILITY = "flash_attention_2", (8, 0)
 
 
 def positions_of(documents: Tensor) -> Tensor:
@@ -35,22 +37,32 @@ def together(queries: Tensor, keys: Tensor) -> Tensor:
     return (queries == keys) | (queries == 0)
 
 
-def accept_packed(model: PreTrainedModel, device: torch.device) -> None:
-    """Makes a language model read packed rows; its weights, and what is saved of it, stay as they are.
+def accept_packed(model: PreTrainedModel, length: int, device: torch.device, precision: Precision) -> None:
+    """Makes a language model on a CPU read rows of `length` tokens on `device`; what is saved of it stays as it is.
+
+    What it then says of documents in one row is compared with what it says of each alone.
 
     Raises:
-        InputError: this kind of model cannot be made to keep documents apart.
+        InputError: this kind of model cannot keep documents apart, or knows no positions up to `length`.
     """
-    expected = _alone(model)
-    if device.type == "cuda" and is_flash_attn_2_available() and model._supports_flash_attn:
-        model.set_attn_implementation(_FLASH)
+    probe = _Probe(model, length)
     model.config.use_cache = False  # Of no use in training, and transformers looks for documents only without.
     reader = _Reader(model)
     model.register_forward_pre_hook(reader.within_documents, with_kwargs=True)
     if model.base_model is not model:
         model.base_model.register_forward_hook(reader.only_wanted)
-    if model.config._attn_implementation != _FLASH:  # Which wants a GPU and half precision.
-        _check_apart(model, expected)
+    probe.compare(reader.first)
+    if _has_flash(model, device, precision):
+        os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # Else its gradients are not the same bits each time.
+        model.set_attn_implementation(_FLASH)
+        reader.end_to_end = True
+
+
+def _has_flash(model: PreTrainedModel, device: torch.device, precision: Precision) -> bool:
+    if device.type != "cuda" or precision == "fp32" or model.config.is_encoder_decoder:
+        return False
+    able = torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY and is_flash_attn_2_available()
+    return able and bool(model._supports_flash_attn)
 
 
 class _Reader:
@@ -64,7 +76,10 @@ class _Reader:
         # RoBERTa and its kin number positions from after their padding's index on.
         tables = (getattr(module, "position_embeddings", None) for module in model.base_model.modules())
         known = [table.padding_idx for table in tables if isinstance(table, nn.Embedding)]
-        self._first = known[0] + 1 if known and known[0] is not None else 0
+        self.first = known[0] + 1 if known and known[0] is not None else 0
+        """The position of a document's first token."""
+        self.end_to_end = False
+        """Whether all rows are laid into one, whose documents the attention tells by their positions alone."""
         self._wanted: Tensor | None = None
 
     def within_documents(self, model: Any, positional: tuple[Any, ...], given: dict[str, Any]) -> Any:
@@ -81,8 +96,11 @@ class _Reader:
             given["attention_mask"] = together(targets, documents)
             given["decoder_attention_mask"] = together(targets, targets) & earlier
             return positional, given
-        given |= {"position_ids": positions_of(documents) + self._first, "attention_mask": None}
-        if self._causal or config._attn_implementation == _FLASH:
+        given |= {"position_ids": positions_of(documents) + self.first, "attention_mask": None}
+        if self.end_to_end:
+            given |= {name: given[name].flatten()[None] for name in ("input_ids", "position_ids")}
+            self._wanted = self._wanted if self._wanted is None else self._wanted.flatten()[None]
+        if self.end_to_end or self._causal:
             return positional, given  # Documents are told by their positions.
         mask = together(documents, documents)
         given["attention_mask"] = mask
@@ -103,47 +121,75 @@ class _Reader:
         return output
 
 
-_PROBES = ((5, 6, 7), (8, 9))
-"""Two documents; their tokens are above the special ones of most vocabularies."""
+class _Probe:
+    """Two documents that fill a row: what a model says of each alone, to be compared with what it says of the row."""
+
+    _LONGEST, _SPECIAL = 384, 5
+    """It need not be longer than attention windows are, and has none of the first ids, which tend to be special."""
+
+    def __init__(self, model: PreTrainedModel, length: int) -> None:
+        self._model, self._length = model, length
+        config = model.config.get_text_config()
+        self._decoders = model.config.is_encoder_decoder
+        shorter = max(min(length, self._LONGEST) // 3, 1)
+        plain = max(config.vocab_size - self._SPECIAL, 1)
+        places = torch.arange(3 * shorter)
+        ids = places * 7 % plain + min(self._SPECIAL, config.vocab_size - 1)
+        self._documents = ids[: 2 * shorter], ids[2 * shorter :]
+        with self._asking():
+            self._alone = torch.cat([self._said(document[None]) for document in self._documents])
+
+    def compare(self, first: int) -> None:
+        """Raises InputError where it says anything else of the row; `first` is the position of a first token."""
+        ids = torch.cat(self._documents)[None]
+        numbers = torch.cat([torch.full_like(each, place + 1) for place, each in enumerate(self._documents)])[None]
+        with self._asking():
+            differs = (self._said(ids, numbers) - self._alone).abs().max()
+        if not differs <= 1e-3 * self._alone.std() + 2e-6:
+            raise InputError(
+                f"pretrain.encoder: in {self._model.config.model_type} models, documents in one row would see each "
+                "other; take another architecture."
+            )
+        tables = [getattr(module, "position_embeddings", None) for module in self._model.base_model.modules()]
+        tables += [getattr(self._model.base_model, "wpe", None)]
+        known = [table.num_embeddings - first for table in tables if isinstance(table, nn.Embedding)]
+        if known and min(known) < self._length:
+            raise InputError(
+                f"pack.length is {self._length}, but the encoder (pretrain.encoder) has only {min(known)} positions: "
+                "lower it, or take an encoder with more."
+            )
+
+    def _said(self, ids: Tensor, numbers: Tensor | None = None) -> Tensor:
+        given: dict[str, Any] = {"input_ids": ids}
+        if numbers is not None:
+            given["attention_mask"] = numbers
+        if self._decoders:
+            given["decoder_input_ids"] = ids
+            if numbers is not None:
+                given["decoder_attention_mask"] = numbers
+        logits: Tensor = self._model(**given).logits[0]
+        return logits.float()
+
+    def _asking(self) -> "_Asking":
+        return _Asking(self._model)
 
 
-def _probes(model: PreTrainedModel) -> list[Tensor]:
-    vocabulary = model.config.get_text_config().vocab_size
-    device = next(model.parameters()).device
-    return [torch.tensor([probe], device=device) % vocabulary for probe in _PROBES]
+class _Asking:
+    """A block that asks a model, without dropout or gradients; what goes wrong in it is the architecture's fault."""
 
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model, self._training = model, model.training
+        self._without = torch.no_grad()
 
-@torch.no_grad()
-def _alone(model: PreTrainedModel) -> Tensor:
-    """What the model says of each document in a row of its own."""
-    training = model.training
-    model.eval()
-    decoders = model.config.is_encoder_decoder
-    said = [
-        model(input_ids=ids, **({"decoder_input_ids": ids} if decoders else {})).logits[0] for ids in _probes(model)
-    ]
-    model.train(training)
-    return torch.cat(said)
+    def __enter__(self) -> None:
+        self._model.eval()
+        self._without.__enter__()
 
-
-@torch.no_grad()
-def _check_apart(model: PreTrainedModel, expected: Tensor) -> None:
-    """Compares with what it says of the documents in one row."""
-    training = model.training
-    model.eval()
-    ids = torch.cat(_probes(model), 1)
-    numbers = torch.tensor([[n + 1 for n, probe in enumerate(_PROBES) for _ in probe]], device=ids.device)
-    more = {"decoder_input_ids": ids, "decoder_attention_mask": numbers} if model.config.is_encoder_decoder else {}
-    try:
-        same = torch.allclose(model(input_ids=ids, attention_mask=numbers, **more).logits[0], expected, atol=1e-3)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise InputError(
-            f"pretrain.encoder: {model.config.model_type} models cannot read packed rows ({first_line(error)}); "
-            "take another architecture."
-        ) from error
-    if not same:
-        raise InputError(
-            f"pretrain.encoder: in {model.config.model_type} models, documents in one row would see each other; take "
-            "another architecture."
-        )
-    model.train(training)
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._without.__exit__(kind, error, trace)
+        self._model.train(self._training)
+        if isinstance(error, Exception):
+            raise InputError(
+                f"pretrain.encoder: {self._model.config.model_type} models cannot read packed rows "
+                f"({first_line(error)}); take another architecture."
+            ) from error

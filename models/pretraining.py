@@ -4,8 +4,10 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
@@ -22,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 from models.encoders import set_dropout, set_padding
 from models.language import DroppedSpans, MaskedTokens, NextTokens, Objective, ObjectiveName
 from models.packed import accept_packed
+from models.precision import Precision
 from models.settings import InputError, first_line
 from models.weights import naming_damaged_file
 
@@ -35,14 +38,18 @@ _AUTO = {
 def build_language_model(
     objective: ObjectiveName,
     tokenizer: PreTrainedTokenizerBase,
+    length: int,
     device: torch.device,
+    precision: Precision,
     *,
     seed: int,
     pretrained: str | Path | None = None,
     config: PreTrainedConfig | None = None,
     dropout: float | None = None,
 ) -> PreTrainedModel:
-    """A language model in training mode that reads packed rows, with pretrained weights or those of a fresh `config`.
+    """A language model in training mode that reads packed rows of `length` tokens, for `device` but not yet on it.
+
+    It has pretrained weights or, with a `config`, fresh ones.
 
     The same arguments give the same weights. Where an encoder comes without the objective's head, a new one is made.
 
@@ -52,15 +59,16 @@ def build_language_model(
     """
     torch.manual_seed(seed)
     auto, _ = _AUTO[objective]
+    model: PreTrainedModel
     if config is not None:
-        check_objective(objective, config)
+        check_objective(objective, config.model_type)
         set_dropout(config, dropout, "pretrain")
-        model: PreTrainedModel = auto.from_config(config)
+        model = fresh_model(objective, config)
     else:
         assert pretrained is not None
         try:
             config = AutoConfig.from_pretrained(pretrained)
-            check_objective(objective, config)
+            check_objective(objective, config.model_type)
             set_dropout(config, dropout, "pretrain")
             with naming_damaged_file(pretrained, "pretrain.encoder: "):
                 model = auto.from_pretrained(pretrained, config=config, dtype=torch.float32, use_safetensors=True)
@@ -69,18 +77,52 @@ def build_language_model(
                 f"pretrain.encoder: {pretrained} is no encoder that can be loaded: {first_line(error)}"
             ) from error
     set_padding(model, tokenizer)
-    accept_packed(model, device)
+    accept_packed(model, length, device, precision)
     model.train()
     return model
 
 
-def check_objective(objective: ObjectiveName, config: PreTrainedConfig) -> None:
+def fresh_model(objective: ObjectiveName, config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with fresh weights.
+
+    Raises:
+        InputError: the config's numbers do not go together.
+    """
+    try:
+        model: PreTrainedModel = _AUTO[objective][0].from_config(config)
+    except Exception as error:  # Architectures check their numbers in any way they like.
+        raise InputError(
+            f"pretrain.encoder: {config.model_type} cannot be made so: {first_line(error)}; change its numbers."
+        ) from error
+    return model
+
+
+def objective_problem(objective: ObjectiveName, kind: str) -> str | None:
+    """What to say where it is not what this kind of model learns."""
+    if kind in _AUTO[objective][1]:
+        return None
+    fitting = [name for name, (_, known) in _AUTO.items() if kind in known]
+    advice = f"take {' or '.join(fitting)}" if fitting else "take another architecture"
+    return f"{kind} models do not learn {objective}; {advice}"
+
+
+def check_objective(objective: ObjectiveName, kind: str) -> None:
     """Raises InputError if it is not what this kind of model learns."""
-    kind = config.model_type
-    if kind not in _AUTO[objective][1]:
-        fitting = [name for name, (_, known) in _AUTO.items() if kind in known]
-        advice = f"take {' or '.join(fitting)}" if fitting else "take another architecture"
-        raise InputError(f"pretrain.objective: {kind} models do not learn {objective}; {advice}.")
+    if problem := objective_problem(objective, kind):
+        raise InputError(f"pretrain.objective: {problem}.")
+
+
+def keep_the_rest(model: PreTrainedModel, source: str | Path) -> dict[str, Tensor]:
+    """The model's weights to save, and those of the encoder that it was made from which it has no place for.
+
+    A language model has no pooler, say, but a classifier made of it later may want the one that there was.
+    """
+    state: dict[str, Tensor] = dict(model.state_dict())
+    if model.base_model is not model:
+        before = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True).state_dict()
+        prefix = model.base_model_prefix
+        state |= {f"{prefix}.{name}": value for name, value in before.items() if f"{prefix}.{name}" not in state}
+    return state
 
 
 def build_objective(name: ObjectiveName, tokenizer: PreTrainedTokenizerBase, rate: float) -> Objective:

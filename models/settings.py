@@ -13,8 +13,9 @@ class InputError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in its first line; its kind, where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What an error says in its first line, and in the next where that only announces it; its kind, if nothing."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 def execution(default: Any = ..., **field: Any) -> Any:

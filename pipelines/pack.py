@@ -59,6 +59,7 @@ FORMAT = 1
 
 _PARTITION_BYTES = 2**26
 _SPLITS = ("train", "validation")
+_MOST_TIMES = 100
 
 
 class PackSettings(CleaningSettings):
@@ -166,12 +167,12 @@ def run(task: Task) -> dict[str, Any]:
     with telling_storage_errors(str(task.out)):
         if pack.tokenizer is not None:
             _train_tokenizer(task, pack.tokenizer, counts["train"])
-        end = _end_token(task)
+        end, unknown = _end_and_unknown(task)
 
     text_bytes = sum(result["text_bytes"] for result in gathered)
     documents = file_plan(counts, 1, text_bytes)
     firsts = _first_rows(units, cleaned, len(pack.sources))
-    tokens = TokenPass(firsts, end, str(task.work), str(task.out))
+    tokens = TokenPass(firsts, end, unknown, str(task.work), str(task.out))
     tokenised = run_parts("tokens", documents, tokens, task.work / "tokens", task.progress)
     by_source = [
         [sum(column) for column in zip(*(r["tokens"] for r in _of(split, documents, tokenised)), strict=True)]
@@ -181,7 +182,13 @@ def run(task: Task) -> dict[str, Any]:
     if pack.sources[0].weight is not None:
         weights = [float(source.weight or 0) for source in pack.sources]
         copies = Copies(shares_to_times(by_source[0], weights), pack.seed)
-    plan, chunk_rows = _plan(task, documents, tokenised, copies)
+        number = max(range(len(weights)), key=lambda each: copies.times[each])
+        if copies.times[number] > _MOST_TIMES:
+            raise InputError(
+                f"pack.sources.{number}.weight: its texts would stand {copies.times[number]:,.0f} times in an epoch, "
+                f"more than {_MOST_TIMES}: lower it, or give more texts of this source."
+            )
+    plan, chunk_rows, left_out = _plan(task, documents, tokenised, copies)
     packing = PackPass(None, pack.length, chunk_rows, pack.seed, str(task.work), str(task.out))
     weighed = PackPass(copies, pack.length, chunk_rows, pack.seed, str(task.work), str(task.out))
     files = [(file, weighed if file.name.startswith("train/") else packing) for file in plan]
@@ -218,7 +225,8 @@ def run(task: Task) -> dict[str, Any]:
         lengths.update({int(length): count for length, count in result["lengths"].items()})
     rows = sum(split.rows for split in splits.values())
     packed_tokens = sum(split.tokens for split in splits.values())
-    train_documents = max(splits["train"].documents, 1)
+    long = sum(r["long"] for r in written)
+    shorter = max(sum(r["documents"] for r in written) - long, 1)
     metrics = {
         "rows_in": rows_in,
         "documents": documents_out,
@@ -229,8 +237,10 @@ def run(task: Task) -> dict[str, Any]:
         "train_rows": splits["train"].rows,
         "validation_rows": splits["validation"].rows,
         "padding_share": round(1 - packed_tokens / (rows * pack.length), 6),
-        "documents_longer_than_a_row": sum(r["long"] for r in written),
-        "shorter_documents_split": round(sum(r["split"] for r in written) / train_documents, 5),
+        "left_out_by_weight": left_out,
+        "unknown_share": round(sum(r["unknown"] for r in tokenised) / max(sum(map(sum, by_source)), 1), 6),
+        "documents_longer_than_a_row": long,
+        "shorter_documents_split": round(sum(r["split"] for r in written) / shorter, 5),
         "chunk_rows": chunk_rows,
     }
     mixture = _mixture(pack.sources, by_source[0], copies)
@@ -258,8 +268,9 @@ def _of(split: str, parts: list[OutputFile], results: list[dict[str, Any]]) -> l
 
 def _plan(
     task: Task, documents: list[OutputFile], tokenised: list[dict[str, Any]], copies: Copies | None
-) -> tuple[list[PackedFile], int]:
-    """The files to write, and the rows of a chunk."""
+) -> tuple[list[PackedFile], int, int]:
+    """The files to write, the rows of a chunk, and how many documents are in no row for their source's weight."""
+    left_out = 0
     pack: PackSettings = task.settings.pack
     parts: dict[str, list[tuple[int, int, list[int]]]] = {split: [] for split in _SPLITS}
     for number, (part, result) in enumerate(zip(documents, tokenised, strict=True)):
@@ -269,13 +280,18 @@ def _plan(
         weigh = _Weigh(WeighPass(copies, str(task.work)), tuple(numbers))
         known = [count for _, count, _ in parts["train"]]
         results = run_parts("weigh", known, weigh, task.work / "weigh", task.progress)
+        left_out = sum(known) - sum(result["documents"][0] for result in results)
         parts["train"] = [
             (number, count, result["tokens"]) for number, count, result in zip(numbers, known, results, strict=True)
         ]
     rows = math.ceil(sum(sum(tokens) for _, _, tokens in parts["train"]) / pack.length)
     chunk_rows = pack.chunk_rows or chunk_rows_for(rows)
     files = packed_files("train", parts["train"], pack.length, chunk_rows, 0)
-    return [*files, *packed_files("validation", parts["validation"], pack.length, chunk_rows, rows)], chunk_rows
+    return (
+        [*files, *packed_files("validation", parts["validation"], pack.length, chunk_rows, rows)],
+        chunk_rows,
+        left_out,
+    )
 
 
 class _Weigh:
@@ -331,14 +347,17 @@ def _train_tokenizer(task: Task, tokenizer: TokenizerSettings, train_rows: list[
     done.touch()
 
 
-def _end_token(task: Task) -> int | None:
-    """What must be put after each document: the tokenizer's end, where it puts nothing there by itself."""
+def _end_and_unknown(task: Task) -> tuple[int | None, int]:
+    """What must be put after each document: the tokenizer's end, where it puts nothing there by itself; and what
+    stands for what it does not know, -1 for nothing.
+    """
     with local_copy(task.out / "tokenizer") as folder:
         bare = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-        if bare.num_special_tokens_to_add(False):
-            return None
-        end = AutoTokenizer.from_pretrained(folder).eos_token_id
-    return None if end is None else int(end)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    ends = bare.num_special_tokens_to_add(False) > 0 or tokenizer.eos_token_id is None
+    return None if ends else int(tokenizer.eos_token_id), int(
+        -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+    )
 
 
 def _mixture(

@@ -5,15 +5,20 @@ Pretraining", arXiv 2004.10964). Its model loads with `AutoModel.from_pretrained
 goes on from it.
 """
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from models.architectures import ScratchEncoder
+from models.architectures import ScratchEncoder, scratch_config
 from models.language import ObjectiveName
+from models.pretraining import check_objective, fresh_model, objective_problem
 from models.settings import InputError
 from pipelines.prepared import Prepared
-from pipelines.pretrained import encoder_identity
+from pipelines.pretrained import encoder_folder, encoder_identity
 from pipelines.stage import Task
 from pipelines.training.history import told_precision, write_history
 from pipelines.training.lanes import feed_over
@@ -25,6 +30,14 @@ from pipelines.training.workers import Outcome, train
 
 NAME = "pretrain"
 FORMAT = 1
+
+_PLACEHOLDER = PreTrainedTokenizerFast(
+    tokenizer_object=Tokenizer(WordLevel({"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "word": 3}, unk_token="word")),
+    pad_token="[PAD]",
+    cls_token="[CLS]",
+    sep_token="[SEP]",
+)
+"""Stands for the tokenizer that is not made yet."""
 
 
 class PretrainSettings(TrainingSettings):
@@ -41,19 +54,36 @@ class PretrainSettings(TrainingSettings):
     epochs: int = Field(1, ge=1, description="Passes over the rows, where `steps` does not say how long.")
     steps: int | None = Field(None, ge=1, description="Optimizer steps.")
     validations: int = Field(10, ge=1, description="How often the validation loss is measured, evenly over the run.")
+    validation_rows: int = Field(
+        2048, ge=1, description="Rows that each of them measures, of those that are not trained on."
+    )
     patience: int | None = Field(None, ge=1, description="Validations without a lower loss before stopping.")
     microbatch: int = Field(16, ge=1, description="Rows in one lane of a step.")
     learning_rate: float = Field(5e-4, gt=0, description="The peak learning rate.")
+
+    @model_validator(mode="after")
+    def _learns_the_objective(self) -> Self:
+        known = self.encoder.architecture if isinstance(self.encoder, ScratchEncoder) else None
+        if known and (problem := objective_problem(self.objective, known)):
+            raise ValueError(f"objective: {problem}")
+        return self
 
 
 def externals(settings: PretrainSettings) -> dict[str, str]:
     """The identity of the weights that go on learning; none where they are fresh.
 
     Raises:
-        InputError: there is no encoder where the settings say.
+        InputError: there is no encoder where the settings say, or it cannot learn the objective.
     """
     if isinstance(settings.encoder, ScratchEncoder):
+        with torch.device("meta"):  # Weights nowhere: the numbers are only to be found to go together.
+            fresh_model(settings.objective, scratch_config(settings.encoder, _PLACEHOLDER, 64, NAME))
         return {}
+    with encoder_folder(settings.encoder, NAME) as folder:
+        try:
+            check_objective(settings.objective, AutoConfig.from_pretrained(folder).model_type)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"pretrain.encoder: {settings.encoder} has no config that can be read.") from error
     return {"encoder": encoder_identity(settings.encoder, section="pretrain")}
 
 
@@ -130,6 +160,6 @@ def run(task: Task) -> dict[str, Any]:
 def _utilization(outcome: Outcome) -> float | None:
     """Share of the devices' arithmetic that the model's products took; None where the devices' is not known."""
     cost = outcome.state.cost
-    if "peak_flops" not in cost:
+    if "peak_flops" not in cost or not outcome.state.worker_seconds:
         return None
-    return outcome.state.tokens_per_second * cost["flops_per_token"] / (cost["peak_flops"] * outcome.workers)
+    return outcome.state.tokens * cost["flops_per_token"] / (cost["peak_flops"] * outcome.state.worker_seconds)

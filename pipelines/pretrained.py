@@ -56,7 +56,7 @@ def encoder_identity(reference: str, parts: tuple[str, ...] = WEIGHT_FILES, sect
 
 
 @contextlib.contextmanager
-def encoder_folder(reference: str) -> Iterator[str]:
+def encoder_folder(reference: str, section: str = "finetune") -> Iterator[str]:
     """What transformers' `from_pretrained` takes: a local folder (copied here where it is remote), or the hub id.
 
     Raises:
@@ -65,7 +65,7 @@ def encoder_folder(reference: str) -> Iterator[str]:
     if is_hub_id(reference):
         yield reference
         return
-    with local_copy(_folder(reference)) as folder:
+    with local_copy(_folder(reference, section)) as folder:
         yield str(folder)
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _COUNTS = ("rows_in", "rows_out", "rejected")
 _HEADLINES = (*_COUNTS, "tokens", "tokens_per_second", "perplexity", "texts_per_second", "accuracy", "macro_f1")
+_STAGES = {"without_pretraining": "finetune"}
+"""Of inputs that are called by what they are to those that build on them."""
 _OF_OTHERS = ("baseline", "validation", "without_pretraining")
 
 
@@ -177,7 +179,7 @@ def _ancestry(artifact: Artifact, store: Store) -> Group:
 
 def _branch(name: str, identity: str, store: Store) -> Tree:
     tree = Tree(Text(f"{name} {identity}"))
-    if parent := store.find(name, identity):
+    if parent := store.find(_STAGES.get(name, name), identity):
         tree.label = Text(f"{name} {identity}  {headline(parent.record.metrics)}")
         for further, its_identity in parent.record.inputs.items():
             tree.add(_branch(further, its_identity, store))

@@ -12,7 +12,7 @@ from recipes.recipe import Recipe
 
 
 def plan(recipe: Recipe) -> dict[str, PlannedStage]:
-    """The recipe's stages by name, in the order they run.
+    """The recipe's stages by what they are to it, in the order they run.
 
     Raises:
         InputError: something the recipe refers to (data, encoder) is not there.
@@ -34,16 +34,14 @@ def plan(recipe: Recipe) -> dict[str, PlannedStage]:
         (prepared, before[PRETRAINED]) if own else (prepared,),
         finetune.externals(recipe.finetune),
     )
-    inputs = [prepared, tuned]
+    inputs, without = [prepared, tuned], {}
     if recipe.evaluate.without_pretraining:
         same = recipe.finetune.model_copy(update={"encoder": first})
-        inputs.append(
-            PlannedStage(
-                cast(Stage, finetune), same, (prepared,), finetune.externals(same), evaluate.WITHOUT_PRETRAINING
-            )
-        )
+        role = evaluate.WITHOUT_PRETRAINING
+        without = {role: PlannedStage(cast(Stage, finetune), same, (prepared,), finetune.externals(same), role)}
+        inputs += without.values()
     evaluated = PlannedStage(cast(Stage, evaluate), recipe.evaluate, tuple(inputs), evaluate.externals(recipe.evaluate))
-    return before | {planned.name: planned for planned in (prepared, tuned, evaluated)}
+    return before | {prepared.name: prepared, tuned.name: tuned} | without | {evaluated.name: evaluated}
 
 
 def _pretraining(recipe: Recipe) -> dict[str, PlannedStage]:

@@ -75,13 +75,18 @@ class Recipe(Settings):
             raise ValueError(f"{missing}: {given} needs this section too, which says {what}")
         if self.pack is None or self.pretrain is None:
             return
+        if not own:
+            raise ValueError(
+                "finetune.encoder: the recipe pretrains an encoder, but this is another; set it to pretrain, or leave "
+                "out pack and pretrain"
+            )
         if isinstance(self.pretrain.encoder, str):
             if self.pack.tokenizer is not None:
                 raise ValueError("pack.tokenizer: an encoder that goes on learning brings its own; leave this out")
             return
         if self.pack.tokenizer is None:
             raise ValueError("pack.tokenizer: an encoder from scratch needs one, for example {vocabulary: 8000}")
-        if own and self.prepare.max_length > self.pack.length:
+        if self.prepare.max_length > self.pack.length:
             raise ValueError(
                 f"prepare.max_length: is {self.prepare.max_length}, but the encoder is pretrained on rows of "
                 f"{self.pack.length} tokens (pack.length) and knows no longer ones"

@@ -55,16 +55,16 @@ def complete_until(recipe: Path, overrides: Sequence[str] | None, until: str | N
     loaded, store, stages = planned(recipe, overrides)
     last = until or list(stages)[-1]
     if last not in stages:
-        raise InputError(f"--until {last}: there is no such stage; there are {', '.join(stages)}.")
+        raise InputError(f"the recipe has no stage {last}; it has {', '.join(stages)}.")
     wanted = list(stages)[: list(stages).index(last) + 1]
-    reused = {name for name in wanted if store.find(name, stages[name].fingerprint)}
+    reused = {name for name in wanted if store.find(stages[name].name, stages[name].fingerprint)}
     if last not in reused:
         with working(loaded.store) as terminal:
             complete(stages[last], store, progress_on(terminal.err), loaded.name)
     rows = [
         (name, "reused" if name in reused else "made", str(artifact.path), headline(artifact.record.metrics))
         for name in wanted
-        if (artifact := store.find(name, stages[name].fingerprint))
+        if (artifact := store.find(stages[name].name, stages[name].fingerprint))
     ]
     console_on().print(plain_table(rows))
 

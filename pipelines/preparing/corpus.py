@@ -1,6 +1,7 @@
 """The sources of a corpus: label-free text to pretrain on, each read in its own way and with its own weight."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,13 +40,16 @@ class CorpusSource(TextSource):
         return f"{reference.rsplit('/', 1)[-1]}: {self.text}"
 
 
+_DATA_SETTING = re.compile(rf"(?<![\w./-])data\.(?=({'|'.join(TextSource.model_fields)})\b)")
+
+
 @contextlib.contextmanager
 def telling_source(number: int) -> Iterator[None]:
     """Mistakes in a source are told with the setting's name in the recipe."""
     try:
         yield
     except InputError as error:
-        raise InputError(str(error).replace("data.", f"pack.sources.{number}.")) from error
+        raise InputError(_DATA_SETTING.sub(f"pack.sources.{number}.", str(error))) from error
 
 
 def find_corpus(sources: Sequence[CorpusSource], fetched: UPath) -> list[tuple[int, Source]]:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from upath import UPath
 
 from cluster.store import upload_tree
+from models.architectures import SHIFTED
 from models.settings import InputError
 from pipelines.locate import reason_of
 from pipelines.preparing.tokenising import TokenizerSettings
@@ -43,7 +44,7 @@ def copy_tokenizer(
     if not tokenizer.is_fast:
         raise InputError(f"{of}.encoder: {encoder} has no tokenizer of the `tokenizers` library.")
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+    if config.model_type in SHIFTED:
         positions -= 2  # numbered from the padding's index on
     longest = min(int(positions), int(tokenizer.model_max_length))
     if max_length > longest:

@@ -1,9 +1,9 @@
 """The last passes of `pack`: documents become tokens, weights become copies, and tokens become full rows.
 
-What is packed is one long stream: the documents in their shuffled order, and again in a second round those that
-stand twice, and so on. As each document's length is known, so is each file's part of the stream, to the token: a task
-takes its part, whoever has the others, and packs it into whole rows (`models.packing`). Only a document that lies
-across the border of two files is split for it.
+What is packed is one long stream: the documents in their shuffled order, part by part, and after those of a part once
+more those of them that stand there twice, and so on. As each document's length is known, so is each file's part of the
+stream, to the token: a task takes its part, whoever has the others, and packs it into whole rows (`models.packing`).
+Only a document that lies across the border of two files is split for it.
 """
 
 import itertools
@@ -24,6 +24,7 @@ from models.feed import mix, mix_range
 from models.packing import pack
 from pipelines.preparing.exchange import read_rows, write_bytes, write_rows
 from pipelines.preparing.sieve import whole
+from pipelines.preparing.splitting import mix as mix_keys
 from pipelines.preparing.tokenise_pass import OutputFile
 from pipelines.preparing.tokenising import Encoder
 
@@ -39,6 +40,8 @@ class TokenPass:
     """The first row of each source."""
     end: int | None
     """What ends a document, where the tokenizer by itself puts nothing around it."""
+    unknown: int
+    """What stands for what the tokenizer does not know; -1 where it knows everything."""
     work: str
     out: str
 
@@ -70,6 +73,7 @@ class TokenPass:
             "documents": len(rows),
             "tokens": np.bincount(source, lengths, len(self.firsts)).astype(int).tolist(),
             "bytes": pc.sum(pc.binary_length(texts)).as_py() or 0,
+            "unknown": int((ids == self.unknown).sum()),
             "lengths": dict(zip(map(str, counted.tolist()), counts.tolist(), strict=True)),
         }
 
@@ -96,7 +100,7 @@ class Copies:
         """Copies of each document, [documents]."""
         times = np.array(self.times)[sources]
         whole_times = np.floor(times)
-        share = np.array([mix(self.seed, int(row)) for row in rows], np.float64) / 2.0**64
+        share = mix_keys(rows.astype(np.uint64), self.seed).astype(np.float64) / 2.0**64
         copies: NDArray[np.int64] = (whole_times + (share < times - whole_times)).astype(np.int64)
         return copies
 
@@ -150,8 +154,11 @@ class PackPass:
     def __call__(self, number: int, file: PackedFile) -> dict[str, Any]:
         documents: list[int] = []
         pieces: list[NDArray[np.int32]] = []
+        opened: tuple[int, Any] = (-1, None)
         for part in file.stream:
-            rows, sources, ids, lengths = _documents(self.work, part.part, part.documents)
+            if part.part != opened[0]:
+                opened = part.part, _documents(self.work, part.part, part.documents)
+            rows, sources, ids, lengths = opened[1]
             there = self.copies.of(rows, sources) > part.turn if self.copies else np.ones(len(rows), bool)
             ends = np.cumsum(lengths)
             places = np.cumsum(lengths * there)
@@ -160,7 +167,8 @@ class PackPass:
                 if there[at]:
                     begin = places[at] - lengths[at]
                     low, high = max(part.start - begin, 0), min(part.stop - begin, lengths[at])
-                    pieces.append(ids[ends[at] - lengths[at] + low : ends[at] - lengths[at] + high])
+                    begin = ends[at] - lengths[at]
+                    pieces.append(ids[begin + low : begin + high].copy())
                     documents.append(int(rows[at]))
         packed = list(pack([len(piece) for piece in pieces], self.length))
         order = np.argsort(mix_range(mix(self.seed, file.first_row), len(packed)), kind="stable")
@@ -228,12 +236,9 @@ def packed_files(
     `parts` are (number, documents, tokens by round).
     """
     stream: list[StreamPart] = []
-    for turn in range(max(len(tokens) for _, _, tokens in parts)):
-        stream += [
-            StreamPart(number, documents, turn, 0, tokens[turn])
-            for number, documents, tokens in parts
-            if turn < len(tokens) and tokens[turn]
-        ]
+    for number, documents, by_turn in parts:
+        # A part's rounds stand together, so that it is read once and the mixture is the same everywhere.
+        stream += [StreamPart(number, documents, turn, 0, tokens) for turn, tokens in enumerate(by_turn) if tokens]
     total = sum(part.stop for part in stream)
     wanted = min(max(total // _FILES_WANTED, _SMALLEST_FILE), _LARGEST_FILE)
     file_tokens = max(round(wanted / (length * chunk_rows)), 1) * length * chunk_rows

@@ -39,9 +39,9 @@ def unit_bytes(sources: list[Source]) -> int:
 def first_lines(units: list[Unit], cleaned: list[dict[str, Any]]) -> list[int]:
     """The line of its file at which each unit begins, from 0; units of tables count lines in the file already."""
     lines: list[int] = []
-    seen: dict[tuple[str, str | None], int] = {}
+    seen: dict[int, int] = {}
     for unit, result in zip(units, cleaned, strict=True):
-        key = (unit.source.path, unit.source.split)
+        key = id(unit.source)  # A file may be read as several sources.
         lines.append(seen.get(key, unit.source.header_lines))
         seen[key] = lines[-1] + result["lines"]
     return lines

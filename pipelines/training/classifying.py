@@ -18,6 +18,7 @@ from models.encoders import build_classifier, set_padding
 from models.feed import Feed
 from models.microbatch import Batch
 from models.objectives import ClassificationObjective
+from models.precision import Precision
 from models.training import LaneTrainer
 from pipelines.metrics import metric_of
 from pipelines.prepared import Prepared
@@ -47,7 +48,7 @@ class Classifying:
         with local_copy(Prepared(self.prepared).tokenizer_folder) as folder:
             return AutoTokenizer.from_pretrained(folder)
 
-    def build(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
+    def build(self, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: Precision) -> PreTrainedModel:
         """The encoder with a new head."""
         settings = self.settings
         build = partial(

@@ -53,6 +53,8 @@ class FitState:
     texts: int = 0
     seconds: float = 0.0
     """Of training steps and their checkpoints, over all restarts; what a killed worker took along is not counted."""
+    worker_seconds: float = 0.0
+    """Of the steps, over all workers that there were."""
     validated_at: list[tuple[int, float]] = field(default_factory=list)
     """Of each validation: after how many steps, and after how many of these seconds."""
     tokens: int = 0
@@ -203,6 +205,7 @@ def fit(
                 last_news = now
                 channel.news(_news(state, steps) | {"checkpoint_age": now - last_checkpoint})
             state.seconds += now - started
+            state.worker_seconds += (now - started) * trainer.workers
             if result.flag & _Flag.LEAVE:
                 leaves_at = leave()
             due = due or bool(result.flag & _Flag.CHECKPOINT)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.feed import Feed
 from models.microbatch import Batch
+from models.precision import Precision
 from models.training import LaneTrainer
 
 Stopped = Callable[[], bool]
@@ -37,7 +38,7 @@ class Lesson(Protocol):
         """Of the rows."""
         ...
 
-    def build(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
+    def build(self, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: Precision) -> PreTrainedModel:
         """The model at the beginning, in training mode: the same weights each time, for the device but not yet on it.
 
         It and the tokenizer end up with the same token for padding.

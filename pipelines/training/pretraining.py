@@ -13,17 +13,18 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
 from cluster.store import local_copy
 from models.architectures import ScratchEncoder, scratch_config
+from models.encoders import copy_dropout, set_dropout
 from models.feed import Feed, mix
 from models.flops import peak, training_flops
-from models.language import Ids, Objective, prediction_loss
+from models.language import Ids, Objective, prediction_loss, prediction_losses
 from models.microbatch import Batch
-from models.precision import autocast
-from models.pretraining import build_language_model, build_objective
+from models.precision import Precision, autocast
+from models.pretraining import build_language_model, build_objective, keep_the_rest
 from models.settings import InputError
 from models.training import LaneTrainer
 from pipelines.prepared import Prepared
@@ -81,16 +82,28 @@ class Pretraining:
         with local_copy(Prepared(self.packed).tokenizer_folder) as folder:
             return AutoTokenizer.from_pretrained(folder)
 
-    def build(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
+    def build(self, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: Precision) -> PreTrainedModel:
         """A language model that reads packed rows."""
         settings, encoder = self.settings, self.settings.encoder
-        build = partial(build_language_model, settings.objective, tokenizer, device, seed=settings.seed)
+        build = partial(
+            build_language_model,
+            settings.objective,
+            tokenizer,
+            Prepared(self.packed).index.max_length,
+            device,
+            precision,
+            seed=settings.seed,
+            dropout=settings.dropout,
+        )
         if isinstance(encoder, ScratchEncoder):
-            positions = Prepared(self.packed).index.max_length
-            dropout = encoder.dropout if settings.dropout is None else settings.dropout
-            return build(config=scratch_config(encoder, tokenizer, positions), dropout=dropout)
+            return build(config=self._fresh_config(encoder, tokenizer))
         with encoder_folder(encoder) as folder:
-            return build(pretrained=folder, dropout=settings.dropout)
+            return build(pretrained=folder)
+
+    def _fresh_config(self, encoder: ScratchEncoder, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+        config = scratch_config(encoder, tokenizer, Prepared(self.packed).index.max_length, self.section)
+        set_dropout(config, encoder.dropout, self.section)
+        return config
 
     def loss(self) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
         """Cross-entropy of what is to be predicted."""
@@ -120,24 +133,25 @@ class Pretraining:
         """Loss in nats a token, perplexity, and bits a byte of text, which compares tokenizers; always the same draws.
 
         Rows are dealt to the workers, each of which fills its part of one array; all but one hold zeros, so that adding
-        them up is exact.
+        them up is exact. Bits are of the text's own tokens: sentinels and ends of documents are left out.
         """
         packed, objective = Prepared(self.packed), self._objective(tokenizer)
-        split = packed.index.splits["validation"]
-        rows = self.settings.microbatch
-        per_chunk = -(-split.chunk_rows // rows)
-        found = torch.zeros(split.chunks, per_chunk, 3, dtype=torch.float64, device=trainer.device)
+        split, rows, pad = packed.index.splits["validation"], self.settings.microbatch, int(tokenizer.pad_token_id)
+        measured = min(self.settings.validation_rows, split.rows)
+        chunks, per_chunk = -(-measured // split.chunk_rows), -(-split.chunk_rows // rows)
+        found = torch.zeros(chunks, per_chunk, 6, dtype=torch.float64, device=trainer.device)
         trainer.model.eval()
-        for number in range(-(-split.chunks // trainer.workers) * trainer.workers):
+        for number in range(-(-chunks // trainer.workers) * trainer.workers):
             if number % trainer.workers == 0 and trainer.hear(stopped()):
                 return None
             if number % trainer.workers != trainer.rank:
                 continue
-            chunk = None
-            if number < split.chunks:
-                chunk = PackedChunk.read(packed, "validation", range(number, number + 1), int(tokenizer.pad_token_id))
+            chunk, there = None, 0
+            if number < chunks:
+                chunk = PackedChunk.read(packed, "validation", range(number, number + 1), pad)
+                there = min(len(chunk.rows), measured - number * split.chunk_rows)
             for place in range(per_chunk):
-                items = np.arange(place * rows, min((place + 1) * rows, len(chunk.rows) if chunk else 0))
+                items = np.arange(place * rows, min((place + 1) * rows, there))
                 if chunk is None or not len(items):
                     trainer.idle()
                     continue
@@ -145,18 +159,28 @@ class Pretraining:
                 lesson = objective.lesson(ids, documents, mix(self.settings.seed, _VALIDATION, number, place))
                 inputs = {name: value.to(trainer.device) for name, value in lesson.inputs.items()}
                 with torch.no_grad(), autocast(trainer.device, trainer.precision):
-                    summed = prediction_loss(
-                        trainer.model(**inputs).logits, {"targets": lesson.targets.to(trainer.device)}
-                    )
-                plain = int(objective.plain(ids, documents).sum())
-                found[number, place] = torch.tensor([float(summed), lesson.count, plain])
+                    losses = prediction_losses(trainer.model(**inputs).logits, lesson.targets.to(trainer.device))
+                plain = objective.plain_targets(lesson.targets).flatten()
+                figures = (
+                    float(losses.sum()),
+                    lesson.count,
+                    float(losses.cpu()[plain].sum()),
+                    int(plain.sum()),
+                    int(objective.plain(ids, documents).sum()),
+                    int((documents > 0).sum()),
+                )
+                found[number, place] = torch.tensor(figures)
         if trainer.workers > 1:
             dist.all_reduce(found)
-        nats, targets, tokens = (math.fsum(part) for part in found.flatten(0, 1).T.tolist())
+        nats, targets, plain_nats, plain_targets, plain_tokens, tokens = (
+            math.fsum(part) for part in found.flatten(0, 1).T.tolist()
+        )
         loss = nats / max(targets, 1)
         if not math.isfinite(loss):
             raise InputError("the validation loss is not finite: lower pretrain.learning_rate.")
-        bits = loss / math.log(2) * tokens / max(split.bytes, 1)
+        # The measured rows' share of the split's text is that of their tokens.
+        text_bytes = split.bytes * tokens / max(split.tokens, 1)
+        bits = plain_nats / max(plain_targets, 1) / math.log(2) * plain_tokens / max(text_bytes, 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits}
 
     def score(self, measured: dict[str, float]) -> float:
@@ -174,9 +198,16 @@ class Pretraining:
         return {"flops_per_token": flops / tokens} | ({"peak_flops": found} if found else {})
 
     def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-        """What `AutoModel` and the objective's Auto class load."""
-        model.config.use_cache = type(model.config)().use_cache if hasattr(type(model.config)(), "use_cache") else False
-        model.save_pretrained(folder)
+        """What `AutoModel` and the objective's Auto class load, with the dropout that the encoder itself has."""
+        encoder = self.settings.encoder
+        if isinstance(encoder, ScratchEncoder):
+            own, state = self._fresh_config(encoder, tokenizer), None
+        else:
+            with encoder_folder(encoder) as source:
+                own, state = AutoConfig.from_pretrained(source), keep_the_rest(model, source)
+        copy_dropout(own, model.config)
+        model.config.use_cache = getattr(own, "use_cache", True)
+        model.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
 
     def _objective(self, tokenizer: PreTrainedTokenizerBase) -> Objective:

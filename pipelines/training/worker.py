@@ -92,7 +92,7 @@ def _train_lanes(
     last = checkpoints.last()
     precision = last.progress["fit"]["precision"] if last else agreed(settings.precision, device)
     tokenizer = lesson.tokenizer()
-    model = lesson.build(tokenizer, device)
+    model = lesson.build(tokenizer, device, precision)
     lay_out(model, settings, precision, workers, device, lesson.section)
     optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
     trainer = LaneTrainer(
@@ -135,7 +135,7 @@ def _train_lanes(
             spikes=Spikes() if job.tell_spikes else None,
         )
     if rank == 0:
-        whole = lesson.build(tokenizer, device) if trainer.sharded else model
+        whole = lesson.build(tokenizer, device, precision) if trainer.sharded else model
         weights = trained(whole)
         with local_copy(job.work / _BEST) as folder, torch.no_grad():
             for name, value in load_file(folder / _weights_of(state.best_validation)).items():

@@ -110,6 +110,22 @@ def test_dropped_spans_and_what_is_kept_make_up_the_document(seed: int, count: i
             assert dropped == (min(max(round(plain * rate), 1), plain - 1) if plain > 1 else 0)
 
 
+def test_unknown_and_special_tokens_in_a_text_break_nothing() -> None:
+    draw = np.random.default_rng(0)
+    ids = draw.integers(5, 505, (4, 400))
+    ids[draw.random(ids.shape) < 0.1] = SEP
+    ids[draw.random(ids.shape) < 0.1] = 1
+    documents = np.ones(ids.shape, np.int64)
+    known = tokenizer()
+    lesson = DroppedSpans(known, 0.15).lesson(ids, documents, seed=3)
+    kept = lesson.inputs["input_ids"].numpy()
+    for row in range(4):
+        assert (kept[row] == SEP).sum() == (ids[row] == SEP).sum(), "what is special is not dropped"
+    masked = MaskedTokens(known, 0.15).lesson(ids, documents, seed=3)
+    assert 1 in masked.targets, "an unknown token stands for text"
+    assert SEP not in masked.targets
+
+
 def test_what_a_tokenizer_lacks_is_told() -> None:
     with pytest.raises(InputError, match=r"pretrain\.objective: mlm needs a mask token"):
         MaskedTokens(tokenizer(mask=False), 0.15)

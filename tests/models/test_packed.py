@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from models import dropout
+from models import dropout, packed
 from models.packed import accept_packed, positions_of, together
 from models.settings import InputError
 
@@ -66,7 +66,7 @@ def test_documents_in_one_row_do_not_see_each_other(kind: str, stream: bool) -> 
     ]
     if stream:
         dropout.use_stream(model)
-    accept_packed(model, torch.device("cpu"))
+    accept_packed(model, 30, torch.device("cpu"), "fp32")
     ids, numbers = row(DOCUMENTS, padding=4)
     more = {"decoder_input_ids": ids, "decoder_attention_mask": numbers} if decodes else {}
     logits = model(input_ids=ids, attention_mask=numbers, **more).logits
@@ -77,7 +77,7 @@ def test_documents_in_one_row_do_not_see_each_other(kind: str, stream: bool) -> 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "gpt2"])
 def test_only_the_wanted_tokens_reach_the_head(kind: str) -> None:
     model = build(kind)
-    accept_packed(model, torch.device("cpu"))
+    accept_packed(model, 30, torch.device("cpu"), "fp32")
     ids, numbers = row(DOCUMENTS)
     wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.3
     everything = model(input_ids=ids, attention_mask=numbers).logits
@@ -93,7 +93,27 @@ def test_models_that_would_mix_documents_are_refused(kind: str, own: dict[str, A
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     with pytest.raises(InputError, match=rf"^pretrain\.encoder: .*{kind} models.*; take another architecture\.$"):
-        accept_packed(model, torch.device("cpu"))
+        accept_packed(model, 30, torch.device("cpu"), "fp32")
+
+
+def test_positions_up_to_the_length_of_a_row_are_needed() -> None:
+    with pytest.raises(InputError, match=r"^pack\.length is 41, but the encoder .* has only 40 positions: lower it"):
+        accept_packed(build("bert"), 41, torch.device("cpu"), "fp32")
+    with pytest.raises(InputError, match="has only 38 positions"):
+        accept_packed(build("roberta"), 39, torch.device("cpu"), "fp32")
+
+
+def test_rows_laid_end_to_end_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for flash attention, whose kernels want one row; documents are told by their positions there and in GPT."""
+    model, flat = build("gpt2"), build("gpt2")
+    accept_packed(model, 30, torch.device("cpu"), "fp32")
+    monkeypatch.setattr(packed, "_has_flash", lambda *_: True)
+    monkeypatch.setattr(type(flat), "set_attn_implementation", lambda *_: None)
+    accept_packed(flat, 30, torch.device("cpu"), "fp32")
+    ids, numbers = (torch.cat(parts) for parts in zip(row(DOCUMENTS), row(DOCUMENTS[::-1]), strict=True))
+    wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    expected = model(input_ids=ids, attention_mask=numbers, wanted=wanted).logits
+    torch.testing.assert_close(flat(input_ids=ids, attention_mask=numbers, wanted=wanted).logits, expected)
 
 
 def test_positions_begin_anew_and_padding_sees_what_it_may() -> None:

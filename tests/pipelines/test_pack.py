@@ -125,6 +125,7 @@ def test_weights_are_shares_of_an_epoch_as_long_as_all_sources(tmp_path: Path, e
     assert tokens.total() == pytest.approx(metrics["tokens"] * 0.9, rel=0.1)
     assert [row["length"] for row in table[:-1]] == [LENGTH] * (len(table) - 1)
     assert len({row["row"] for row in table}) == len(table)
+    assert 0 < metrics["left_out_by_weight"] < 400
 
 
 @given(
@@ -160,6 +161,16 @@ def test_copies_are_as_many_as_the_share_wants() -> None:
     assert copies.of(rows, np.zeros(20_000, np.int16)).mean() == pytest.approx(500 / 900, abs=0.01)
     assert set(copies.of(rows, np.ones(20_000, np.int16))) == {5}
     assert copies.rounds == 5
+
+
+def test_lines_are_counted_for_each_source_of_a_file(tmp_path: Path, encoder: str) -> None:
+    rows = [f"{number},word1 word{number},word2 word{number % 20}" for number in range(40)]
+    (tmp_path / "a.csv").write_text("\n".join(["id,title,body", *rows]), encoding="utf-8")
+    sources = [{"source": str(tmp_path / "a.csv"), "text": text} for text in ("title", "body")]
+    run(settings(encoder, sources), tmp_path / "out")
+    rejected = pq.read_table(tmp_path / "out" / "rejected").to_pylist()
+    # The line is the header's successor's number, of bodies that had been there twenty rows before.
+    assert sorted(row["row"] for row in rejected) == list(range(22, 42))
 
 
 def test_a_rerun_goes_on_where_it_was_and_ends_in_the_same_rows(
@@ -221,6 +232,12 @@ MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     ({"source": {"trian": "a.txt"}}, {}, r"^pack\.sources\.0\.source: 'trian' is no split"),
     ({"source": "a.txt", "where": {"text": "never"}}, {}, "no document is left for train of 60 read"),
     ({"source": "a.txt"}, {"length": 65}, r"^pack\.length is 65, but the encoder .* takes at most 64 tokens\.$"),
+    ({"source": "b.data.csv", "text": "no"}, {}, r"b\.data\.csv has no column 'no'"),
+    (
+        [{"source": "a.txt", "weight": 1}, {"source": "short.txt", "weight": 1000}],
+        {},
+        r"^pack\.sources\.1\.weight: its texts would stand [\d,]+ times in an epoch, more than 100: lower it",
+    ),
     (
         {"source": "a.txt"},
         {"tokenizer": {"vocabulary": 5000}},
@@ -235,6 +252,8 @@ def test_mistakes_are_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "a.txt", 60, 1)
+    (tmp_path / "short.txt").write_text("word7\nword7 word8\nword9\n")
+    (tmp_path / "b.data.csv").write_text("text\nword1\n")
     with pytest.raises(InputError, match=told):
         run(settings(None if "tokenizer" in more else encoder, source, **more), tmp_path / "out")
 

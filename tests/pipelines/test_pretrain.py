@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers import models as subwords
@@ -176,7 +177,7 @@ def test_each_objective_is_learnt_and_its_encoder_becomes_a_classifier(
     assert compare(feed, prepared, read_ledger(UPath(out)), metrics["steps_taken"]).sentence == "exact"
     assert "pretraining" in (out / "report.html").read_text()
     saved = AutoModel.from_pretrained(out / "model")
-    assert saved.config.use_cache == type(saved.config)().use_cache if hasattr(saved.config, "use_cache") else True
+    assert getattr(saved.config, "use_cache", True)
     classifier, loading = AutoModelForSequenceClassification.from_pretrained(
         out / "model", num_labels=2, output_loading_info=True
     )
@@ -191,12 +192,15 @@ def test_an_encoder_goes_on_learning_with_a_new_head(run: Run, tmp_path: Path) -
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     before = BertModel(BertConfig(vocab_size=len(make_tokenizer()), **size, max_position_embeddings=LENGTH))
     before.save_pretrained(tmp_path / "encoder")
-    _, out = run(encoder=str(tmp_path / "encoder"), steps=3, learning_rate=1e-5)
+    _, out = run(encoder=str(tmp_path / "encoder"), steps=3, learning_rate=1e-5, dropout=0.0)
     after = AutoModelForMaskedLM.from_pretrained(out / "model")
     for name, weight in before.named_parameters():
         if not name.startswith("pooler"):
             moved = (after.bert.get_parameter(name) - weight).abs().max()
             assert 0 < float(moved) < 1e-3 or name.endswith("token_type_embeddings.weight"), name
+    again = AutoModelForSequenceClassification.from_pretrained(out / "model")
+    assert torch.equal(again.bert.pooler.dense.weight, before.pooler.dense.weight), "a classifier may want it"
+    assert again.config.hidden_dropout_prob == 0.1, "pretrain.dropout is of the pretraining alone"
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_in_the_same_bits(run: Run, tmp_path: Path) -> None:
@@ -246,7 +250,7 @@ def _job(out: Path, packed: Path, **settings: Any) -> WorkerJob:
 
 
 def test_steps_end_a_run_within_an_epoch_and_patience_ends_it_early(run: Run, packed: Path) -> None:
-    metrics, out = run(steps=7, validations=3)
+    metrics, out = run(steps=7, validations=3, validation_rows=5)
     assert (metrics["steps"], history_of(out)["validated_at"][-1][0]) == (7, 7)
     assert [step for step, _ in history_of(out)["validated_at"]] == [3, 6, 7]
     prepared = Prepared(UPath(packed))
@@ -265,19 +269,24 @@ def test_too_few_texts_for_a_step_are_told(run: Run) -> None:
     ("settings", "told"),
     [
         (
-            {"objective": "clm", "encoder": ScratchEncoder(architecture="modernbert", **TINY)},
-            "do not learn clm; take mlm",
+            {"objective": "clm", "encoder": {"architecture": "modernbert"}},
+            "modernbert models do not learn clm; take mlm",
         ),
-        ({"objective": "mlm", "encoder": ScratchEncoder(architecture="gpt2", **TINY)}, "do not learn mlm; take clm"),
-        (
-            {"encoder": ScratchEncoder(architecture="roformer", **TINY)},
-            "would see each other; take another architecture",
-        ),
+        ({"encoder": {"architecture": "gpt2"}}, "objective: gpt2 models do not learn mlm; take clm"),
+        ({"encoder": {"architecture": "roformer"}}, "would see each other; take another architecture"),
+        ({"encoder": {"config": {"max_position_embeddings": 8}}}, "^pack.length is 24, .* has only 8 positions"),
+        ({"encoder": {"config": {"num_attention_heads": 3}}}, "^pretrain.encoder: bert cannot be made so: .*3"),
     ],
 )
-def test_what_an_encoder_cannot_learn_is_told(settings: dict[str, Any], told: str, run: Run) -> None:
-    with pytest.raises(InputError, match=told):
+def test_what_an_encoder_cannot_do_is_told(settings: dict[str, Any], told: str, run: Run) -> None:
+    with pytest.raises((InputError, ValidationError), match=told):
         run(**settings)
+
+
+def test_numbers_that_do_not_go_together_are_told_before_anything_is_packed() -> None:
+    with pytest.raises(InputError, match=r"^pretrain\.encoder: bert cannot be made so"):
+        pretrain.externals(PretrainSettings(encoder=ScratchEncoder(config={"num_attention_heads": 3})))
+    assert pretrain.externals(PretrainSettings(encoder=ScratchEncoder(architecture="modernbert"))) == {}
 
 
 def test_a_loss_spike_is_told_with_its_step_and_rows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

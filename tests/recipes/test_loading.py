@@ -153,6 +153,8 @@ def test_a_recipe_may_pretrain_its_encoder(recipe: Path) -> None:
         (["pack.sources=[{source: a.txt, wieght: 1}]"], "did you mean pack.sources.0.weight?"),
         (["pack.sources=[{source: a.txt, weight: 1}, b.txt]"], "pack: sources.1.weight is missing"),
         (["pack.length=4"], "pack.length must be greater than or equal to 8, not 4."),
+        (["finetune.encoder=some/encoder"], "finetune.encoder: the recipe pretrains an encoder, but this is another"),
+        (["pretrain.objective=clm"], "pretrain: objective: bert models do not learn clm; take mlm"),
         (
             ["finetune.encoder=some/encoder", "evaluate.without_pretraining=true"],
             "evaluate.without_pretraining: there is no pretraining; set finetune.encoder to pretrain",
