@@ -106,6 +106,12 @@ def pretrain(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     complete_until(recipe, overrides, "pretrain")
 
 
+@app.command(epilog="Example: shoal sweep recipes/airline.yaml sweep='{trials: 16}'")
+def sweep(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Search settings of the fine-tuning; by default, its learning rate and warm-up."""
+    complete_until(recipe, overrides, "sweep")
+
+
 @app.command(epilog="Example: shoal finetune recipes/airline.yaml finetune.workers=2 finetune.epochs=3")
 def finetune(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Train the recipe's classifier, and whatever it builds on."""

@@ -1,8 +1,10 @@
 """The optimizer and its learning rate's schedule."""
 
+from functools import partial
+
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
 
@@ -16,8 +18,27 @@ def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float)
     return AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
 
 
-def build_schedule(optimizer: AdamW, kind: str, steps: int, warmup: float) -> LRScheduler:
-    """transformers' learning rate schedule `kind` over `steps`, the share `warmup` of them rising."""
+def wsd_rate(step: int, warm: int, fork: int, end: int) -> float:
+    """Warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): a step's share of the peak rate, counted from 0.
+
+    The rate rises over `warm` steps, stays, and falls in a line from step `fork` on, to nothing after step `end`.
+    """
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if step < fork:
+        return 1.0
+    return max(end - step, 0) / (end - fork + 1)
+
+
+def build_schedule(optimizer: AdamW, kind: str, steps: int, warmup: float, decay: float = 0.2) -> LRScheduler:
+    """A learning rate schedule over `steps`, the share `warmup` of them rising: `wsd`, or transformers' of that name.
+
+    `decay` is the share of the steps after the warm-up during which the rate of `wsd` falls.
+    """
+    if kind == "wsd":
+        warm = round(steps * warmup)
+        fork = steps - max(round((steps - warm) * decay), 1)
+        return LambdaLR(optimizer, partial(wsd_rate, warm=warm, fork=fork, end=steps))
     name = "constant_with_warmup" if kind == "constant" else kind
     schedule: LRScheduler = get_scheduler(
         name, optimizer, num_warmup_steps=round(steps * warmup), num_training_steps=steps

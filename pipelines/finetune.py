@@ -65,20 +65,15 @@ def run(task: Task) -> dict[str, Any]:
         ClusterError: workers were lost more often than `max_failures`, or nothing more can be written.
     """
     settings: FinetuneSettings = task.settings
-    prepared = Prepared(task.inputs["prepare"].path)
-    index = prepared.index
-    check_metric("finetune.metric", settings.metric, index.labels)
-    if "validation" not in index.splits:
-        raise InputError("finetune needs rows for validation, but there are none: raise prepare.validation_share.")
-    split = index.splits["train"]
+    taken_over: dict[str, Any] = {}
+    if "sweep" in task.inputs:
+        from pipelines.sweeping.best import best_values, swept  # Imports Optuna.
+
+        taken_over = best_values(task.inputs["sweep"].path)
+        settings = swept(settings, task.inputs["sweep"].path, NAME)
+    lesson = lesson_of(task, settings)
+    split = Prepared(lesson.prepared).index.splits["train"]
     feed = feed_over(split, settings.lanes, settings.microbatch, settings.seed)
-    lesson = Classifying(
-        settings=settings,
-        prepared=task.inputs["prepare"].path,
-        encoder=settings.encoder if PRETRAINED not in task.inputs else str(task.inputs[PRETRAINED].path / "model"),
-        spec=ClassifierSpec(labels=index.labels, max_length=index.max_length, pair=index.pair, text=index.text),
-        class_weights=_class_weights(settings, prepared),
-    )
     job = WorkerJob(
         lesson=lesson,
         out=task.out,
@@ -109,6 +104,7 @@ def run(task: Task) -> dict[str, Any]:
         "workers": outcome.workers,
         "interruptions": len(outcome.groups) - 1,
         "skipped_texts": sum(len(each["rows"]) for each in state.skipped),
+        **{f"swept.{path}": value for path, value in taken_over.items()},
         **{f"validation.{name}": value for name, value in best.items()},
     }
     write_report(task.out, task.recipe, settings.metric, history, metrics, outcome.groups)
@@ -124,6 +120,26 @@ def run(task: Task) -> dict[str, Any]:
         ],
     )
     return metrics
+
+
+def lesson_of(task: Task, settings: FinetuneSettings) -> Classifying:
+    """What a fine-tuning with these settings learns from the task's inputs.
+
+    Raises:
+        InputError: the settings do not fit the data.
+    """
+    prepared = Prepared(task.inputs["prepare"].path)
+    index = prepared.index
+    check_metric("finetune.metric", settings.metric, index.labels)
+    if "validation" not in index.splits:
+        raise InputError("finetune needs rows for validation, but there are none: raise prepare.validation_share.")
+    return Classifying(
+        settings=settings,
+        prepared=prepared.folder,
+        encoder=settings.encoder if PRETRAINED not in task.inputs else str(task.inputs[PRETRAINED].path / "model"),
+        spec=ClassifierSpec(labels=index.labels, max_length=index.max_length, pair=index.pair, text=index.text),
+        class_weights=_class_weights(settings, prepared),
+    )
 
 
 def _class_weights(settings: FinetuneSettings, prepared: Prepared) -> dict[str, list[float]]:

@@ -3,11 +3,12 @@
 from typing import cast
 
 from models.architectures import ScratchEncoder
-from pipelines import evaluate, finetune, pack, prepare, pretrain
+from pipelines import evaluate, finetune, pack, prepare, pretrain, sweep
 from pipelines.pack import PackStageSettings
 from pipelines.prepare import PrepareStageSettings
 from pipelines.pretrained import PRETRAINED
 from pipelines.stage import PlannedStage, Stage
+from pipelines.sweep import SweepStageSettings
 from recipes.recipe import Recipe
 
 
@@ -28,20 +29,30 @@ def plan(recipe: Recipe) -> dict[str, PlannedStage]:
     )
     trained_tokenizer = (before["pack"],) if own and isinstance(first, ScratchEncoder) else ()
     prepared = PlannedStage(cast(Stage, prepare), settings, trained_tokenizer, prepare.externals(settings))
+    given = (prepared, before[PRETRAINED]) if own else (prepared,)
+    found = _sweep(recipe, given)
     tuned = PlannedStage(
-        cast(Stage, finetune),
-        recipe.finetune,
-        (prepared, before[PRETRAINED]) if own else (prepared,),
-        finetune.externals(recipe.finetune),
+        cast(Stage, finetune), recipe.finetune, (*given, *found.values()), finetune.externals(recipe.finetune)
     )
     inputs, without = [prepared, tuned], {}
     if recipe.evaluate.without_pretraining:
         same = recipe.finetune.model_copy(update={"encoder": first})
         role = evaluate.WITHOUT_PRETRAINING
-        without = {role: PlannedStage(cast(Stage, finetune), same, (prepared,), finetune.externals(same), role)}
+        without = {
+            role: PlannedStage(cast(Stage, finetune), same, (prepared, *found.values()), finetune.externals(same), role)
+        }
         inputs += without.values()
     evaluated = PlannedStage(cast(Stage, evaluate), recipe.evaluate, tuple(inputs), evaluate.externals(recipe.evaluate))
-    return before | {prepared.name: prepared, tuned.name: tuned} | without | {evaluated.name: evaluated}
+    return before | {prepared.name: prepared} | found | {tuned.name: tuned} | without | {evaluated.name: evaluated}
+
+
+def _sweep(recipe: Recipe, inputs: tuple[PlannedStage, ...]) -> dict[str, PlannedStage]:
+    """The stage that searches the fine-tuning's settings."""
+    if recipe.sweep is None:
+        return {}
+    settings = SweepStageSettings(sweep=recipe.sweep, finetune=recipe.finetune)
+    planned = PlannedStage(cast(Stage, sweep), settings, inputs, sweep.externals(settings))
+    return {planned.name: planned}
 
 
 def _pretraining(recipe: Recipe) -> dict[str, PlannedStage]:

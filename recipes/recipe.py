@@ -16,6 +16,7 @@ from pipelines.preparing.formats import EXTENSIONS
 from pipelines.preparing.sources import references
 from pipelines.pretrain import PretrainSettings
 from pipelines.pretrained import PRETRAINED
+from pipelines.sweep import SweepSettings, space_problem
 from serve.settings import ServeSettings
 
 
@@ -28,6 +29,7 @@ class Recipe(Settings):
     pack: PackSettings | None = None
     pretrain: PretrainSettings | None = None
     prepare: PrepareSettings = PrepareSettings()
+    sweep: SweepSettings | None = None
     finetune: FinetuneSettings
     evaluate: EvaluateSettings = EvaluateSettings()
     serve: ServeSettings = ServeSettings()
@@ -48,6 +50,8 @@ class Recipe(Settings):
                     f"{section}.workers: {training.workers.max} workers need as many lanes, but {section}.lanes is "
                     f"{training.lanes}"
                 )
+        if self.sweep and (problem := space_problem(self.sweep, self.finetune)):
+            raise ValueError(problem)
         if missing := set(self.evaluate.slices) - set(self.data.columns):
             raise ValueError(f"evaluate.slices: {', '.join(sorted(missing))} is not kept by data.columns")
         columns = {label.column: label.multi for label in self.data.labels}

@@ -64,7 +64,13 @@ class TrainingSettings(Settings):
     )
     microbatch: int = Field(8, ge=1, description="Rows in one lane of a step.")
     learning_rate: float = Field(1e-4, gt=0, description="The peak learning rate.")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay after the warm-up.")
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(
+        "linear",
+        description="Decay after the warm-up; wsd (warm-up, stable, decay) keeps the rate until the end is near.",
+    )
+    decay: float = Field(
+        0.2, gt=0, le=1, description="Share of the steps after the warm-up during which the rate of wsd falls."
+    )
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps during which the rate rises.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of weight matrices.")
     clip: float = Field(1.0, gt=0, description="Largest norm of a step's gradient.")

@@ -101,7 +101,7 @@ def _train_lanes(
         job.feed,
         lesson.batches(job.feed, range(rank, job.feed.lanes, workers), tokenizer),
         optimizer=optimizer,
-        schedule=build_schedule(optimizer, settings.schedule, job.steps, settings.warmup),
+        schedule=build_schedule(optimizer, settings.schedule, job.steps, settings.warmup, settings.decay),
         precision=precision,
         clip=settings.clip,
         exact=settings.exact,

@@ -134,7 +134,7 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
             failure_config=FailureConfig(max_failures=settings.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={} if gpus else {"env_vars": training_environment()},
-            **_storage(job.work),
+            **storage_of(job.work),
         ),
     )
     with _showing(bulletin, history, progress, job.unit):
@@ -157,7 +157,8 @@ def _earlier(history: UPath) -> list[dict[str, Any]]:
     return groups
 
 
-def _storage(work: UPath) -> dict[str, Any]:
+def storage_of(work: UPath) -> dict[str, Any]:
+    """A run's folder, as Ray wants to have it said."""
     if is_local(work):
         return {"storage_path": work.path}
     return {"storage_path": work.path, "storage_filesystem": PyFileSystem(FSSpecHandler(work.fs))}

@@ -1,0 +1,154 @@
+"""sweep: searches settings of the fine-tuning (Ray Tune), and wastes nothing.
+
+All trials train on the one prepared dataset. A trial is scored at rungs (`pipelines.sweeping.ladder`), each of which is
+worth a finished run of its budget, and stopped where it falls behind. The artifact has `best.yaml`, the settings
+that `finetune` takes over by itself, `trials.json` and `report.html`.
+"""
+
+import json
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from cluster.store import telling_storage_errors, write_whole
+from models.settings import Settings, execution
+from pipelines import finetune
+from pipelines.finetune import FinetuneSettings, lesson_of
+from pipelines.stage import Task
+from pipelines.sweeping.best import BEST
+from pipelines.sweeping.searching import Search, SearchName, StopName, run_trials, told_values, why_ended
+from pipelines.sweeping.space import Distribution, with_values
+from pipelines.sweeping.trial import SCORE, TEXTS, WHOLE, TrialJob
+
+NAME = "sweep"
+FORMAT = 1
+
+_SECTION = "finetune"
+_FIXED = {
+    "epochs": "decides how long a trial is, and trials of other lengths cannot be compared",
+    "schedule": "is wsd in every trial, so that it does not depend on where one is stopped",
+    "patience": "would end trials at other places than their rungs",
+    "encoder": "decides what the data is prepared for, and all trials share one prepared dataset",
+    "metric": "is what trials are compared by",
+}
+
+
+class SweepSettings(Settings):
+    """What is searched, and how."""
+
+    space: dict[str, Distribution] = Field(
+        {
+            "finetune.learning_rate": Distribution(log_uniform=(1e-5, 1e-3)),
+            "finetune.warmup": Distribution(uniform=(0.0, 0.3)),
+        },
+        description="Settings of finetune by their paths, each with log_uniform, uniform or int (bounds) or choice.",
+    )
+    trials: int = Field(16, ge=1, description="How many sets of values are tried.")
+    search: SearchName = Field("tpe", description="What proposes values: Optuna's TPE, or chance.")
+    stop: StopName = Field(
+        "asha", description="What stops trials early: asha (the best third, say, goes on), median, or none."
+    )
+    rungs: int = Field(3, ge=1, le=8, description="How often a trial is scored, the last time as a full run.")
+    reduction: float = Field(
+        3.0, gt=1, description="A rung's steps after the warm-up against those of the rung before; asha's share, too."
+    )
+    start: tuple[dict[str, Any], ...] = Field((), description="Values to begin with, as {PATH: VALUE} for each path.")
+    seed: int = Field(0, description="Of the proposals.")
+    max_failures: int = execution(8, ge=0, description="How often a trial may be lost with its node.")
+
+    @field_validator("space")
+    @classmethod
+    def _not_empty(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
+        if not space:
+            raise ValueError("is empty: name at least one setting, for example finetune.learning_rate")
+        return space
+
+    @model_validator(mode="after")
+    def _start_in_space(self) -> Self:
+        for number, point in enumerate(self.start):
+            if set(point) != set(self.space):
+                raise ValueError(f"start.{number}: must have a value for each of {', '.join(self.space)}, and no other")
+            for path, value in point.items():
+                if not self.space[path].holds(value):
+                    raise ValueError(f"start.{number}: {value!r} is not in sweep.space for {path}")
+        return self
+
+
+class SweepStageSettings(Settings):
+    """All that decides what a sweep finds: its own settings and those of the fine-tuning that it varies."""
+
+    sweep: SweepSettings
+    finetune: FinetuneSettings
+
+
+def space_problem(sweep: SweepSettings, finetune: FinetuneSettings) -> str | None:
+    """What is wrong with a space for this fine-tuning; None where nothing is."""
+    for path, distribution in sweep.space.items():
+        section, _, name = path.partition(".")
+        first, *rest = name.split(".")
+        if section != _SECTION or not name:
+            return f"sweep.space: {path!r} is no setting of finetune; all trials share what comes before it"
+        if not rest and first in _FIXED:
+            return f"sweep.space: {path} {_FIXED[first]}"
+        field = FinetuneSettings.model_fields.get(first)
+        if field and isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("execution"):
+            return f"sweep.space: {path} says how a run is carried out and changes nothing of what comes of it"
+        for value in distribution.corners:
+            try:
+                with_values(finetune, {path: value}, _SECTION)
+            except ValidationError as error:
+                reason = error.errors()[0]
+                if reason["type"] == "extra_forbidden":
+                    return f"sweep.space: {path} is no setting"
+                return f"sweep.space: {path} cannot be {value}: {reason['msg'].removeprefix('Value error, ')}"
+            except (KeyError, TypeError):
+                return f"sweep.space: {path} is no setting"
+    return None
+
+
+def externals(settings: SweepStageSettings) -> dict[str, str]:
+    """What the fine-tuning needs from outside the store."""
+    return finetune.externals(settings.finetune)
+
+
+def run(task: Task) -> dict[str, Any]:
+    """Searches into `task.out`.
+
+    Raises:
+        InputError: the settings do not fit the data, or no trial could be trained.
+        ClusterError: trials were lost again and again, or nothing more can be written.
+    """
+    settings: SweepStageSettings = task.settings
+    sweep = settings.sweep
+    varied = settings.finetune.model_copy(update={"schedule": "wsd"})
+    job = TrialJob(lesson_of(task, varied), task.work, sweep.rungs, sweep.reduction)
+    search = Search(
+        space=sweep.space,
+        trials=sweep.trials,
+        search=sweep.search,
+        stop=sweep.stop,
+        start=sweep.start,
+        seed=sweep.seed,
+        max_failures=sweep.max_failures,
+    )
+    found = run_trials(job, search, task.progress)
+    trials = [{**each, "ended": why_ended(job, each["values"])} for each in found]
+    whole = [each for each in trials if each["rungs"][-1][WHOLE]]
+    best = max(whole, key=lambda each: each["rungs"][-1][SCORE])
+    values = {**best["values"], "finetune.schedule": "wsd", "finetune.decay": varied.decay}
+    with telling_storage_errors(str(task.out)):
+        write_whole(task.out / BEST, yaml.safe_dump(values, sort_keys=False))
+        write_whole(task.out / "trials.json", json.dumps(trials, indent=1))
+    metrics = {
+        "trials": len(trials),
+        "finished": len(whole),
+        "best_score": best["rungs"][-1][SCORE],
+        **{f"best.{path}": value for path, value in best["values"].items()},
+        "texts_trained": sum(each["rungs"][-1][TEXTS] for each in trials),
+    }
+    rows: list[tuple[str, ...]] = [("best", f"{metrics['best_score']:.4f}", told_values(best["values"]))]
+    rows.append(("trials", f"{len(trials)}", f"{len(whole)} of them to the end"))
+    rows.append(("texts trained on", f"{metrics['texts_trained']:,}", "by all of them"))
+    task.progress.table(f"validation {settings.finetune.metric}", rows)
+    return metrics

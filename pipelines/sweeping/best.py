@@ -1,0 +1,31 @@
+"""What a sweep has found, as the fine-tuning that builds on it takes it over."""
+
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from upath import UPath
+
+from models.settings import InputError, Settings, first_line
+from pipelines.sweeping.space import with_values
+
+BEST = "best.yaml"
+"""Values by their paths in the recipe."""
+
+
+def best_values(sweep: UPath) -> dict[str, Any]:
+    """A finished sweep's best values, by path."""
+    values: dict[str, Any] = yaml.safe_load((sweep / BEST).read_text(encoding="utf-8"))
+    return values
+
+
+def swept(settings: Settings, sweep: UPath, section: str) -> Any:
+    """The settings of a section with a sweep's best values in their place.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    try:
+        return with_values(settings, best_values(sweep), section)
+    except (ValidationError, KeyError, TypeError) as error:
+        raise InputError(f"{sweep / BEST} does not fit {section}: {first_line(error)}") from error

@@ -1,0 +1,47 @@
+"""The rungs of a trial: where it is scored, so that scores of one rung compare like with like.
+
+A full run of N steps warms up over the first of them, then keeps its rate, then decays to nothing over the last share
+(warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395; Hagele et al. 2024, arXiv 2405.18392). A rung is such a run
+with a part of the steps after the warm-up: its decay is a branch off the same stable trunk. So the trunk of a trial
+does not depend on where it is stopped, a score is that of a finished, decayed run of its budget, and what a rung costs
+beyond the trunk is its decay.
+
+        rate  ________________________________________
+             /            \\           \\               \\
+            /              \\ rung 1    \\ rung 2        \\ rung 3: the full run
+           /________________\\___________\\_______________\\___ steps
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A place to score a trial at."""
+
+    fork: int
+    """Steps of the trunk, after which the branch decays."""
+    end: int
+    """Steps of a run that ends here: what the score is worth."""
+
+
+def ladder(steps: int, warmup: float, decay: float, rungs: int, reduction: float) -> list[Rung]:
+    """The rungs of a run of `steps`, the last one the full run; each has `reduction` times the one before's steps
+    after the warm-up, which is a share of the full run's steps and the same for all.
+
+    Rungs of short runs that would fall together are left out.
+    """
+    warm = round(steps * warmup)
+    found: list[Rung] = []
+    for place in reversed(range(rungs)):
+        after = (steps - warm) / reduction**place
+        end = min(warm + max(round(after), 1), steps)
+        fork = min(end - max(round(after * decay), 1), steps - 1) if decay else end
+        if not found or found[-1].end < end:
+            found.append(Rung(max(fork, 0), end))
+    return found
+
+
+def cost(rungs: list[Rung], reached: int) -> int:
+    """Steps that a trial has taken when it was scored at rung `reached`, from 0: its trunk and all of its branches."""
+    return rungs[reached].fork + sum(rung.end - rung.fork for rung in rungs[: reached + 1])

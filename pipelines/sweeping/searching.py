@@ -1,0 +1,248 @@
+"""The search: Optuna or chance proposes values, Ray Tune runs the trials, and what falls behind at a rung is stopped.
+
+What trials find is theirs to keep (`pipelines.sweeping.trial`); that one has ended, and why, is written here. A sweep
+that is begun again tells the searcher and the scheduler what ended trials had found, goes on with those that had not
+ended, and proposes as many more as are wanted.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+from unittest import mock
+
+import ray
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from ray import tune
+from ray.tune.execution import class_cache
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+from upath import UPath
+
+from cluster.connect import room_for
+from cluster.memory import training_environment
+from cluster.store import STORAGE_ERRORS, ClusterError, write_whole
+from models.settings import InputError
+from pipelines.progress import Progress, Step
+from pipelines.sweeping.space import Distribution
+from pipelines.sweeping.trial import FAILED, RUNG, SCORE, TIME, WHOLE, Trial, TrialJob, records, time_of
+from pipelines.training.workers import storage_of
+
+_ENDED = "ended.json"
+SearchName = Literal["tpe", "random"]
+StopName = Literal["asha", "median", "none"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and how."""
+
+    space: dict[str, Distribution]
+    trials: int
+    search: SearchName
+    stop: StopName
+    start: Sequence[Mapping[str, Any]]
+    seed: int
+    max_failures: int
+
+
+def run_trials(job: TrialJob, search: Search, progress: Progress) -> list[dict[str, Any]]:
+    """Runs trials until as many have ended as are wanted; gives what each found, in the order in which they were begun.
+
+    Raises:
+        ClusterError: trials were lost again and again.
+        InputError: no trial could be trained.
+    """
+    settings = job.lesson.settings
+    gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
+    room_for(settings.threads, gpus, "a trial", "finetune.threads")
+    known = records(job)
+    ended = [each for each in known if (job.folder(each["values"]) / _ENDED).exists()]
+    begun = [each["values"] for each in known if each not in ended]
+    given = [dict(point) for point in search.start if all(each["values"] != point for each in known)]
+    left = search.trials - len(ended)
+    with _showing(progress, search.trials, ended) as shown:
+        if left > 0:
+            _tune(job, search, ended, [*begun, *given][:left], len(known), left, gpus, shown)
+    found = records(job)
+    if all(each["rungs"][-1].get(FAILED) for each in found):
+        raise InputError(f"no trial could be trained: {found[0]['rungs'][-1][FAILED]}")
+    return found
+
+
+def _tune(
+    job: TrialJob,
+    search: Search,
+    ended: list[dict[str, Any]],
+    points: list[dict[str, Any]],
+    known: int,
+    left: int,
+    gpus: int,
+    shown: "_Shown",
+) -> None:
+    settings = job.lesson.settings
+    seed = search.seed + known  # What was proposed before is not to be proposed again.
+    sampler: BaseSampler = (
+        RandomSampler(seed=seed)
+        if search.search == "random"
+        else TPESampler(seed=seed, n_startup_trials=max(search.trials // 4, 4), multivariate=True, constant_liar=True)
+    )
+    distributions = {path: each.optuna for path, each in search.space.items()}
+    searcher = OptunaSearch(distributions, metric=SCORE, mode="max", points_to_evaluate=points or None, sampler=sampler)
+    scheduler = _scheduler(search.stop, job.rungs, job.reduction)
+    for number, each in enumerate(ended):
+        searcher.add_evaluated_point(each["values"], each["rungs"][-1][SCORE])
+        _replay(scheduler, f"earlier-{number}", each["rungs"], job.reduction)
+    trainable = tune.with_resources(
+        tune.with_parameters(Trial, job=job), {"cpu": float(settings.threads), "gpu": float(gpus)}
+    )
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # It would take Ctrl-C for the wish to stop trials and go on.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=left,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            failure_config=tune.FailureConfig(max_failures=search.max_failures),
+            callbacks=[_Watching(job, shown)],
+            verbose=0,
+            **storage_of(job.work),
+        ),
+    )
+    # Tune has no public way to say what a trial's process needs.
+    environment = {} if gpus else training_environment()
+    with mock.patch.dict(class_cache.DEFAULT_ENV_VARS, environment):
+        results = tuner.fit()
+    if results.errors:
+        raise ClusterError(f"{len(results.errors)} trials were lost: {results.errors[0]}; run the same command again.")
+
+
+def _scheduler(stop: StopName, rungs: int, reduction: float) -> TrialScheduler:
+    match stop:
+        case "asha":  # Li et al. 2020, arXiv 1810.05934.
+            most = time_of(rungs - 1, reduction) + 1
+            return AsyncHyperBandScheduler(
+                TIME, SCORE, "max", max_t=most, grace_period=time_of(0, reduction), reduction_factor=reduction
+            )
+        case "median":  # Golovin et al. 2017.
+            never = 10**9  # Trials are not paused for others' sake.
+            return MedianStoppingRule(RUNG, SCORE, "max", grace_period=1, min_samples_required=4, min_time_slice=never)
+        case "none":
+            return FIFOScheduler()
+
+
+def _replay(scheduler: TrialScheduler, name: str, rungs: Sequence[Mapping[str, Any]], reduction: float) -> None:
+    """Tells a scheduler what a trial of an earlier command had told."""
+    if isinstance(scheduler, FIFOScheduler) and not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule):
+        return
+    trial: Any = _Earlier(name)
+    nobody: Any = SimpleNamespace(get_live_trials=list, get_trials=list)
+    results = [{**rung, TIME: time_of(place, reduction)} for place, rung in enumerate(rungs)]
+    scheduler.on_trial_add(nobody, trial)
+    for result in results:
+        scheduler.on_trial_result(nobody, trial, result)
+    scheduler.on_trial_complete(nobody, trial, results[-1])
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What a scheduler wants to know of a trial."""
+
+    trial_id: str
+    status: str = "TERMINATED"
+
+
+class _Shown:
+    """The live line: how many trials there are, and the best so far."""
+
+    def __init__(self, progress: Progress, step: Step, wanted: int, ended: Sequence[Mapping[str, Any]]) -> None:
+        self._progress, self._step, self._wanted = progress, step, wanted
+        self._best: tuple[float, str] | None = None
+        self._running: set[str] = set()
+        self._ended = self._stopped = 0
+        for each in ended:
+            self.found(each["values"], each["rungs"][-1])
+            self._ended += 1
+        self._update()
+
+    def began(self, trial: str) -> None:
+        self._running.add(trial)
+        self._update()
+
+    def found(self, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        if result[WHOLE] and (self._best is None or result[SCORE] > self._best[0]):
+            self._best = result[SCORE], told_values(values)
+        self._update()
+
+    def ended(self, trial: str, said: str, *, early: bool) -> None:
+        self._running.discard(trial)
+        self._ended += 1
+        self._stopped += early
+        self._progress.tell(f"  trial {self._ended} of {self._wanted}: {said}")
+        self._update()
+
+    def _update(self) -> None:
+        best = f"best {self._best[0]:.4f} ({self._best[1]})" if self._best else "none has finished yet"
+        note = f"{len(self._running)} running, {self._stopped} stopped early, {best}"
+        self._step.update(self._ended, note, total=self._wanted)
+
+
+@contextlib.contextmanager
+def _showing(progress: Progress, wanted: int, ended: Sequence[Mapping[str, Any]]) -> Iterator[_Shown]:
+    with progress.step("trials", total=wanted) as step:
+        yield _Shown(progress, step, wanted, ended)
+
+
+class _Watching(tune.Callback):
+    """Hears of the trials in the command's own process."""
+
+    def __init__(self, job: TrialJob, shown: _Shown) -> None:
+        self._job, self._shown = job, shown
+        self._last: dict[str, Mapping[str, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes its callbacks down, and this one is of no use but in the command's own process."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._shown.began(trial.trial_id)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        self._last[trial.trial_id] = result
+        self._shown.found(trial.config, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        last = self._last[trial.trial_id]
+        if failed := last.get(FAILED):
+            why = f"cannot be trained with {told_values(trial.config)}: {failed}"
+        elif last[WHOLE]:
+            why = "finished"
+        else:
+            why = f"stopped at rung {last[RUNG]}: {last[SCORE]:.4f} with {told_values(trial.config)} falls behind"
+        folder: UPath = self._job.folder(trial.config)
+        with contextlib.suppress(*STORAGE_ERRORS):  # It would be told once more, and end again.
+            write_whole(folder / _ENDED, json.dumps({"why": why}))
+        finished = why == "finished"
+        said = f"{last[SCORE]:.4f} with {told_values(trial.config)}" if finished else why
+        self._shown.ended(trial.trial_id, said, early=not finished)
+
+
+def told_values(values: Mapping[str, Any]) -> str:
+    """A trial's values, in a few words."""
+    shown = ((path.rpartition(".")[2], value) for path, value in values.items())
+    return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown)
+
+
+def why_ended(job: TrialJob, values: Mapping[str, Any]) -> str:
+    """Why a trial has ended, as it was told."""
+    path = job.folder(values) / _ENDED
+    return str(json.loads(path.read_text(encoding="utf-8"))["why"]) if path.exists() else "did not end"

@@ -1,0 +1,213 @@
+"""A trial: one set of values, trained on the lanes that fine-tuning has, and scored at its rungs (Ray Tune).
+
+A step of this Trainable takes the trunk to the next rung, keeps its state, decays a branch off it, scores that, and
+goes back. An actor goes from trial to trial and keeps what it has imported. What was scored and the trunk's state
+stand in the sweep's working folder under the values' own name: a trial that is begun again, after a lost node or a
+killed command, tells what it had told and goes on from there.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from ray import tune
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from upath import UPath
+
+from cluster.claim import claimed
+from cluster.store import write_whole
+from models.checkpoints import training_state
+from models.encoders import set_training
+from models.optimizer import build_optimizer, wsd_rate
+from models.precision import agreed
+from models.settings import InputError
+from models.training import LaneTrainer
+from pipelines.prepared import Prepared
+from pipelines.sweeping.ladder import Rung, ladder
+from pipelines.sweeping.space import with_values
+from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.classifying import Classifying
+from pipelines.training.lanes import feed_over
+from pipelines.training.worker import lay_out
+
+SCORE, BUDGET, RUNG, TEXTS, FAILED, TIME, WHOLE = "score", "budget", "rung", "texts", "failed", "time", "whole"
+_RECORD, _SECTION = "trial.json", "finetune"
+
+
+def time_of(rung: int, reduction: float) -> int:
+    """A rung's place, from 0, as schedulers count it: in whole numbers that grow as budgets do."""
+    return math.ceil(1000 * reduction**rung)
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """All that a trial must know but its values; the same for each."""
+
+    lesson: Classifying
+    work: UPath
+    rungs: int
+    reduction: float
+
+    def folder(self, values: Mapping[str, Any]) -> UPath:
+        """Where a trial with these values keeps what it found."""
+        text = json.dumps(dict(sorted(values.items())))
+        return self.work / "trials" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Trial(tune.Trainable):
+    """Trained by one worker, whose bits are those that any number of workers would come to."""
+
+    def setup(self, config: dict[str, Any], job: TrialJob | None = None) -> None:
+        """Begins a trial, or goes on with it."""
+        if job is not None:
+            self._job = job
+        self._values, self._next, self._began = config, 0, time.time()
+        self._folder = self._job.folder(config)
+        self._run: _Run | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Another trial, in the same process."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Takes the trial to its next rung; what it was found to be worth there."""
+        place, self._next = self._next, self._next + 1
+        with claimed(self._folder, print):  # Where the same values are tried twice, the second trial reads.
+            told = self._told()
+            if place >= len(told):
+                told.append(self._climb(place))
+                record = {"values": self._values, "began": self._began, "rungs": told}
+                write_whole(self._folder / _RECORD, json.dumps(record))
+        found: dict[str, Any] = told[place]
+        return found | {TIME: time_of(place, self._job.reduction)}
+
+    def _told(self) -> list[dict[str, Any]]:
+        path = self._folder / _RECORD
+        if not path.exists():
+            return []
+        record = json.loads(path.read_text(encoding="utf-8"))
+        self._began = record["began"]
+        rungs: list[dict[str, Any]] = record["rungs"]
+        return rungs
+
+    def _climb(self, place: int) -> dict[str, Any]:
+        try:
+            self._run = self._run or _Run(self._job, self._values, self._folder)
+            return self._run.climb(place)
+        except InputError as error:  # These values do not work; others may.
+            return {SCORE: 0.0, BUDGET: 0, RUNG: place + 1, TEXTS: 0, FAILED: str(error), "done": True, WHOLE: False}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a trial keeps its own."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: it finds its own."""
+
+
+class _Run:
+    """The model of a trial and how far its trunk is."""
+
+    def __init__(self, job: TrialJob, values: Mapping[str, Any], folder: UPath) -> None:
+        started = time.monotonic()
+        settings = with_values(job.lesson.settings, values, _SECTION)
+        self._lesson = Classifying(**(vars(job.lesson) | {"settings": settings}))
+        if not isinstance(settings.encoder, str):
+            self._lesson = Classifying(**(vars(self._lesson) | {"encoder": settings.encoder}))
+        torch.set_num_threads(settings.threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = agreed(settings.precision, device)
+        self._tokenizer = self._lesson.tokenizer()
+        model = self._lesson.build(self._tokenizer, device, precision)
+        lay_out(model, settings, precision, 1, device)
+        prepared = Prepared(job.lesson.prepared)
+        feed = feed_over(prepared.index.splits["train"], settings.lanes, settings.microbatch, settings.seed)
+        steps = settings.epochs * feed.steps
+        self._warm = round(steps * settings.warmup)
+        self._rungs = ladder(steps, settings.warmup, settings.decay, job.rungs, job.reduction)
+        self._optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
+        self._trainer = LaneTrainer(
+            model,
+            self._lesson.loss(),
+            feed,
+            self._lesson.batches(feed, range(feed.lanes), self._tokenizer),
+            optimizer=self._optimizer,
+            schedule=self._schedule(self._rungs[0], 0),
+            precision=precision,
+            clip=settings.clip,
+            exact=settings.exact,
+            skip_bad=settings.bad_microbatch == "skip",
+        )
+        self._checkpoints = Checkpoints(folder / "trunk", print)
+        self._taken = self._texts = 0
+        if last := self._checkpoints.last():
+            self._checkpoints.load(last, training_state(model, self._optimizer))
+            self._taken, self._texts = last.progress["taken"], last.progress["texts"]
+        self.overhead = time.monotonic() - started
+
+    def climb(self, place: int) -> dict[str, Any]:
+        """To a rung, and on the branch to its end."""
+        rung, last = self._rungs[place], place == len(self._rungs) - 1
+        self._take(rung, rung.fork)
+        kept = None if last else {name: value.clone() for name, value in self._state().items()}
+        texts, before = self._texts, self._taken
+        self._take(rung, rung.end)
+        measured = self._lesson.validate(self._trainer, self._tokenizer, lambda: False)
+        assert measured is not None
+        set_training(self._trainer.model)
+        branch = self._texts - texts
+        if kept is not None:
+            with torch.no_grad():
+                for name, value in self._state().items():
+                    value.copy_(kept[name])
+            self._taken = before
+            # What the branch took counts as work done, not as a place of the trunk.
+            progress = {"taken": self._taken, "texts": self._texts}
+            self._checkpoints.save(self._taken, self._state(), progress, {"none": torch.zeros(1)})
+            self._checkpoints.wait()
+        return {
+            SCORE: self._lesson.score(measured),
+            BUDGET: rung.end,
+            RUNG: place + 1,
+            TEXTS: self._texts,
+            "branch_texts": branch,
+            "overhead_seconds": round(self.overhead, 2),
+            "metrics": {name: float(value) for name, value in measured.items()},
+            "done": last,
+            WHOLE: last,
+        }
+
+    def _take(self, rung: Rung, until: int) -> None:
+        """Steps of the trunk, or from its fork on of the rung's branch."""
+        self._trainer.schedule = self._schedule(rung, self._taken)
+        while self._taken < until:
+            result = self._trainer.step(*divmod(self._taken, self._trainer.feed.steps))
+            self._taken += 1
+            self._texts += result.texts
+
+    def _schedule(self, rung: Rung, taken: int) -> LambdaLR:
+        for group in self._optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        way = partial(wsd_rate, warm=self._warm, fork=rung.fork, end=rung.end)
+        return LambdaLR(self._optimizer, way, last_epoch=taken - 1)
+
+    def _state(self) -> dict[str, Tensor]:
+        return training_state(self._trainer.model, self._optimizer)
+
+
+def records(job: TrialJob) -> list[dict[str, Any]]:
+    """What trials have found so far, `values` and `rungs`, in the order in which they were begun."""
+    folder = job.work / "trials"
+    if not folder.exists():
+        return []
+    folder.fs.invalidate_cache()
+    paths = [entry / _RECORD for entry in folder.iterdir() if (entry / _RECORD).exists()]
+    found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return sorted(found, key=lambda each: each["began"])
