@@ -16,7 +16,7 @@ from pipelines.prepared import SPLITS
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.exchange import read_piece, read_rows, write_rows
 from pipelines.preparing.sieve import Sieve, whole
-from pipelines.preparing.splitting import SplittingSettings, assign_splits, find_duplicates, label_codes
+from pipelines.preparing.splitting import SplittingSettings, assign_splits, find_duplicates, label_codes, mix
 from pipelines.preparing.units import Unit, first_lines
 
 _SAMPLE_BYTES = 2**25
@@ -60,6 +60,8 @@ class GatherPass:
     given: frozenset[int]
     """The splits that some rows come with."""
     work: str
+    salt: int = 0
+    """Where it is not 0, the splits are others than without it: what one split leaves can be split again."""
 
     def __call__(self, partition: int, pieces: list[Piece]) -> dict[str, Any]:
         table = self._read(pieces)
@@ -69,7 +71,10 @@ class GatherPass:
         folder = UPath(self.work) / "gather"
         if self.splitting.deduplicate == "exact":
             table = self._deduplicate(table, result, folder / f"{partition:06d}.rejected")
-        split = assign_splits(table["high"].to_numpy(), table["given"].to_numpy(), self.given, self.splitting)
+        halves = table["high"].to_numpy()
+        if self.salt:
+            halves = mix(halves, self.salt)
+        split = assign_splits(halves, table["given"].to_numpy(), self.given, self.splitting)
         order = np.lexsort((table["row"].to_numpy(), table["key"].to_numpy()))
         names = [name for name in table.column_names if name not in ("key", "high", "low", "given", "file", "line")]
         result |= {"rows": {}, "labels": {}, "text_bytes": int(whole(table["text"]).nbytes)}
