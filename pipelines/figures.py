@@ -94,6 +94,71 @@ def curves(
         return _svg(axes)
 
 
+def scores(series: Mapping[str, Sequence[tuple[Any, float]]], x_label: str, y_label: str, *, log: bool = False) -> str:
+    """Points (value, score) of each series; values that are no numbers stand side by side."""
+    with mpl.rc_context(_STYLE):
+        axes = _axes(height=2.8)
+        named = sorted({str(x) for points in series.values() for x, _ in points if not _is_number(x)})
+        for name, points in series.items():
+            x, y = zip(*points, strict=True) if points else ((), ())
+            places = [named.index(str(value)) if named else value for value in x]
+            axes.scatter(places, y, label=name, s=22, alpha=0.85)
+        if named:
+            axes.set_xticks(range(len(named)), [_short(name) for name in named])
+        elif log:
+            axes.set_xscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid()
+        if len(series) > 1:
+            axes.legend()
+        return _svg(axes)
+
+
+def parallel_coordinates(
+    names: Sequence[str], log: Sequence[bool], lines: Sequence[tuple[Sequence[Any], float]], y_label: str
+) -> str:
+    """A line for each (values, score) through an upright axis for each name, the last one the score's own."""
+    values = [[*given, score] for given, score in lines]
+    logs = [*log, False]
+    best, worst = max(score for _, score in lines), min(score for _, score in lines)
+    with mpl.rc_context(_STYLE):
+        axes = _axes(height=3.2)
+        places, bounds = [], []
+        for position, logarithmic in enumerate(logs):
+            column = [row[position] for row in values]
+            named = sorted({str(value) for value in column}) if not all(map(_is_number, column)) else []
+            numbers = [named.index(str(v)) if named else math.log10(v) if logarithmic else float(v) for v in column]
+            low, high = min(numbers), max(numbers)
+            places.append([(number - low) / (high - low) if high > low else 0.5 for number in numbers])
+            bounds.append((min(column, key=str), max(column, key=str)) if named else (min(column), max(column)))
+        for row in np.argsort([score for _, score in lines]).tolist():
+            shade = (lines[row][1] - worst) / (best - worst) if best > worst else 1.0
+            axes.plot([column[row] for column in places], color=_COLOURS[0], alpha=0.15 + 0.85 * shade, linewidth=1.6)
+        for position, (low, high) in enumerate(bounds):
+            axes.axvline(position, color=_INK, linewidth=0.8, alpha=0.5)
+            for height, value, side in ((0, low, "top"), (1, high, "bottom")):
+                text = f"{value:.3g}" if _is_number(value) else _short(str(value))
+                axes.annotate(
+                    text,
+                    (position, height),
+                    (0, -4 if side == "top" else 4),
+                    textcoords="offset points",
+                    ha="center",
+                    va=side,
+                    fontsize=8,
+                )
+        axes.set_xticks(range(len(logs)), [_short(name) for name in [*names, y_label]])
+        axes.set_yticks([])
+        axes.set_ylim(-0.15, 1.15)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        return _svg(axes)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def confusion_matrix(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
     """Shares of each label's texts by prediction, one row a label; with the counts where they can be read."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)

@@ -17,6 +17,8 @@ from pipelines import finetune
 from pipelines.finetune import FinetuneSettings, lesson_of
 from pipelines.stage import Task
 from pipelines.sweeping.best import BEST
+from pipelines.sweeping.report import importances, write_hparams, write_report
+from pipelines.sweeping.resuming import begin
 from pipelines.sweeping.searching import Search, SearchName, StopName, run_trials, told_values, why_ended
 from pipelines.sweeping.space import Distribution, with_values
 from pipelines.sweeping.trial import SCORE, TEXTS, WHOLE, TrialJob
@@ -55,6 +57,9 @@ class SweepSettings(Settings):
     )
     start: tuple[dict[str, Any], ...] = Field((), description="Values to begin with, as {PATH: VALUE} for each path.")
     seed: int = Field(0, description="Of the proposals.")
+    anew: bool = execution(
+        False, description="Whether to begin though another sweep of this recipe, since changed, was broken off."
+    )
     max_failures: int = execution(8, ge=0, description="How often a trial may be lost with its node.")
 
     @field_validator("space")
@@ -121,6 +126,8 @@ def run(task: Task) -> dict[str, Any]:
     """
     settings: SweepStageSettings = task.settings
     sweep = settings.sweep
+    with telling_storage_errors(str(task.out)):
+        begin(task, anew=sweep.anew)
     varied = settings.finetune.model_copy(update={"schedule": "wsd"})
     job = TrialJob(lesson_of(task, varied), task.work, sweep.rungs, sweep.reduction)
     search = Search(
@@ -145,8 +152,12 @@ def run(task: Task) -> dict[str, Any]:
         "finished": len(whole),
         "best_score": best["rungs"][-1][SCORE],
         **{f"best.{path}": value for path, value in best["values"].items()},
+        **{f"importance.{path}": round(value, 4) for path, value in importances(sweep.space, trials).items()},
         "texts_trained": sum(each["rungs"][-1][TEXTS] for each in trials),
     }
+    with telling_storage_errors(str(task.out)):
+        write_report(task.out, task.recipe, settings.finetune.metric, sweep.space, trials, metrics)
+        write_hparams(task.out, settings.finetune.metric, trials)
     rows: list[tuple[str, ...]] = [("best", f"{metrics['best_score']:.4f}", told_values(best["values"]))]
     rows.append(("trials", f"{len(trials)}", f"{len(whole)} of them to the end"))
     rows.append(("texts trained on", f"{metrics['texts_trained']:,}", "by all of them"))

@@ -38,7 +38,7 @@ from pipelines.training.lanes import feed_over
 from pipelines.training.worker import lay_out
 
 SCORE, BUDGET, RUNG, TEXTS, FAILED, TIME, WHOLE = "score", "budget", "rung", "texts", "failed", "time", "whole"
-_RECORD, _SECTION = "trial.json", "finetune"
+RECORD, _SECTION = "trial.json", "finetune"
 
 
 def time_of(rung: int, reduction: float) -> int:
@@ -85,12 +85,12 @@ class Trial(tune.Trainable):
             if place >= len(told):
                 told.append(self._climb(place))
                 record = {"values": self._values, "began": self._began, "rungs": told}
-                write_whole(self._folder / _RECORD, json.dumps(record))
+                write_whole(self._folder / RECORD, json.dumps(record))
         found: dict[str, Any] = told[place]
         return found | {TIME: time_of(place, self._job.reduction)}
 
     def _told(self) -> list[dict[str, Any]]:
-        path = self._folder / _RECORD
+        path = self._folder / RECORD
         if not path.exists():
             return []
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -208,6 +208,6 @@ def records(job: TrialJob) -> list[dict[str, Any]]:
     if not folder.exists():
         return []
     folder.fs.invalidate_cache()
-    paths = [entry / _RECORD for entry in folder.iterdir() if (entry / _RECORD).exists()]
+    paths = [entry / RECORD for entry in folder.iterdir() if (entry / RECORD).exists()]
     found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return sorted(found, key=lambda each: each["began"])

@@ -1,0 +1,58 @@
+"""A sweep that was broken off and is asked for again with other settings: it would be another one, so it is told."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from upath import UPath
+
+from cluster.store import RECORD, WORK, write_whole
+from models.settings import InputError
+from pipelines.stage import Task
+from pipelines.sweeping.trial import RECORD as TRIAL
+
+_BEGUN, _NAMED = "sweep.json", 5
+
+
+def begin(task: Task, *, anew: bool) -> None:
+    """Notes what this sweep is, for later ones to compare with.
+
+    Raises:
+        InputError: another sweep of the same recipe was broken off, and it was not asked to begin anew.
+    """
+    identity = {"settings": task.settings.identity(), "prepare": task.inputs["prepare"].record.fingerprint}
+    note = task.work / _BEGUN
+    if not note.exists() and not anew and (other := _broken_off(task)):
+        before = json.loads((other / WORK / _BEGUN).read_text(encoding="utf-8"))
+        trials = sum(1 for _ in (other / WORK).glob(f"trials/*/{TRIAL}"))
+        changes = list(_changes(before["identity"]["settings"], identity["settings"]))
+        if before["identity"]["prepare"] != identity["prepare"]:
+            changes.append("the prepared data is another")
+        named = "; ".join(changes[:_NAMED]) + (f" and {len(changes) - _NAMED} more" if len(changes) > _NAMED else "")
+        raise InputError(
+            f"a sweep of this recipe was broken off after {trials} trials, but the recipe has changed since: {named}. "
+            "Undo that to go on with it, or set sweep.anew=true to begin another."
+        )
+    task.work.mkdir(parents=True, exist_ok=True)
+    write_whole(note, json.dumps({"recipe": task.recipe, "identity": identity}))
+
+
+def _broken_off(task: Task) -> UPath | None:
+    """Another sweep of the same recipe that was begun and not ended."""
+    if not task.out.parent.exists():
+        return None
+    for folder in sorted(task.out.parent.iterdir(), key=str):
+        note = folder / WORK / _BEGUN
+        unfinished = folder.name != task.out.name and note.exists() and not (folder / RECORD).exists()
+        if unfinished and json.loads(note.read_text(encoding="utf-8"))["recipe"] == task.recipe:
+            return folder
+    return None
+
+
+def _changes(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    """What differs, by path."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for name in dict.fromkeys([*before, *after]):
+            yield from _changes(before.get(name), after.get(name), f"{path}.{name}".removeprefix("."))
+    elif before != after:
+        yield f"{path} was {json.dumps(before)} and is {json.dumps(after)}"
