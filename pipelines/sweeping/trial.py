@@ -83,6 +83,7 @@ class Trial(tune.Trainable):
         with claimed(self._folder, print):  # Where the same values are tried twice, the second trial reads.
             told = self._told()
             if place >= len(told):
+                self._folder.mkdir(parents=True, exist_ok=True)
                 told.append(self._climb(place))
                 record = {"values": self._values, "began": self._began, "rungs": told}
                 write_whole(self._folder / RECORD, json.dumps(record))

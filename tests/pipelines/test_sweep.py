@@ -1,0 +1,285 @@
+"""sweep: rungs that compare like with like, trials that lose nothing, and a result that fine-tuning takes over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
+from pydantic import ValidationError
+from torch import nn
+from upath import UPath
+
+from models.optimizer import build_optimizer, build_schedule, wsd_rate
+from models.settings import InputError
+from pipelines import finetune, sweep
+from pipelines.finetune import FinetuneSettings
+from pipelines.progress import Progress
+from pipelines.stage import Task
+from pipelines.sweep import SweepSettings, SweepStageSettings, space_problem
+from pipelines.sweeping.ladder import cost, ladder
+from pipelines.sweeping.resuming import begin
+from pipelines.sweeping.space import Distribution, with_values
+from pipelines.sweeping.trial import Trial, TrialJob
+from tests.pipelines.tiny import artifact, make_encoder, make_prepared
+
+ROWS = {"train": 192, "validation": 64, "test": 8}
+SPACE = {"finetune.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "finetune.warmup": {"uniform": [0.0, 0.3]}}
+
+
+@given(st.integers(1, 400), st.floats(0, 0.9), st.floats(0.05, 1), st.integers(1, 5), st.floats(1.5, 5))
+def test_rungs_rise_to_the_full_run(steps: int, warmup: float, decay: float, rungs: int, reduction: float) -> None:
+    found = ladder(steps, warmup, decay, rungs, reduction)
+    assert 1 <= len(found) <= rungs
+    assert found[-1].end == steps
+    ends = [rung.end for rung in found]
+    assert ends == sorted(set(ends))
+    assert all(0 <= rung.fork < rung.end for rung in found)
+    assert [rung.fork for rung in found] == sorted(rung.fork for rung in found), "a trunk only goes on"
+    assert cost(found, len(found) - 1) >= steps
+
+
+def test_a_trunk_is_the_same_wherever_a_trial_is_stopped() -> None:
+    rungs = ladder(900, 0.1, 0.2, 3, 3.0)
+    assert [(rung.fork, rung.end) for rung in rungs] == [(162, 180), (306, 360), (738, 900)]
+    ways = [[wsd_rate(step, 90, rung.fork, rung.end) for step in range(rung.end)] for rung in rungs]
+    for rung, way in zip(rungs, ways, strict=True):
+        assert way[: rung.fork] == ways[-1][: rung.fork]
+        assert way[-1] == pytest.approx(1 / (rung.end - rung.fork + 1)), "nearly nothing at its end"
+    assert cost(rungs, 1) == 306 + 18 + 54
+
+
+def test_the_last_rung_is_the_schedule_of_the_fine_tuning() -> None:
+    optimizer = build_optimizer(nn.Linear(2, 2), 0.1, 0.0)
+    schedule = build_schedule(optimizer, "wsd", 50, 0.1, 0.2)
+    (last,) = ladder(50, 0.1, 0.2, 1, 3.0)
+    rates = []
+    for _ in range(50):
+        rates.append(schedule.get_last_lr()[0] / 0.1)
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([wsd_rate(step, 5, last.fork, last.end) for step in range(50)])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_prepared(folder / "prepared", rows=ROWS, noise=0.0, chunk_rows=16)
+    make_encoder(folder / "encoder")
+    return folder
+
+
+def settings(data: Path, epochs: int = 2, **own: Any) -> SweepStageSettings:
+    tuned = {"encoder": str(data / "encoder"), "epochs": epochs, "microbatch": 4, "trackers": (), "dropout": 0.0}
+    return SweepStageSettings(
+        sweep=SweepSettings(**({"space": SPACE, "trials": 6} | own)), finetune=FinetuneSettings(**tuned)
+    )
+
+
+def task(chosen: SweepStageSettings, data: Path, out: Path) -> Task:
+    out.mkdir(parents=True, exist_ok=True)
+    return Task(chosen, {"prepare": artifact(data / "prepared", "prepare")}, UPath(out), Progress(), "toy")
+
+
+def trials_of(out: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((out / "trials.json").read_text())
+    return found
+
+
+def job_of(data: Path, work: Path) -> TrialJob:
+    chosen = settings(data)
+    lesson = finetune.lesson_of(task(chosen, data, work), chosen.finetune.model_copy(update={"schedule": "wsd"}))
+    return TrialJob(lesson, UPath(work), 3, 3.0)
+
+
+def climb(job: TrialJob, values: dict[str, Any], rungs: int = 3) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    trial = object.__new__(Trial)
+    trial.setup(values, job)
+    return [trial.step() for _ in range(rungs)]
+
+
+def test_a_trial_begun_again_tells_what_it_told_and_ends_in_the_same_scores(data: Path, tmp_path: Path) -> None:
+    values = {"finetune.learning_rate": 3e-3, "finetune.warmup": 0.1}
+    calm = climb(job_of(data, tmp_path / "calm"), values)
+    assert [rung["rung"] for rung in calm] == [1, 2, 3]
+    assert [rung["whole"] for rung in calm] == [False, False, True]
+    assert calm[-1]["texts"] > 2 * ROWS["train"], "the branches count as work done"
+    job = job_of(data, tmp_path / "disturbed")
+    first = climb(job, values, 2)
+    again = climb(job, values)
+    plain = [{name: value for name, value in rung.items() if name != "overhead_seconds"} for rung in calm]
+    assert [{k: v for k, v in rung.items() if k != "overhead_seconds"} for rung in again] == plain
+    assert again[:2] == first
+
+
+def test_values_that_cannot_be_trained_end_their_trial_alone(data: Path, tmp_path: Path) -> None:
+    (found,) = climb(job_of(data, tmp_path), {"finetune.learning_rate": 1e30, "finetune.warmup": 0.0}, 1)
+    assert found["score"] == 0.0
+    assert "lower finetune.learning_rate" in found["failed"]
+    assert found["done"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_best_settings_are_found_and_taken_over(data: Path, tmp_path: Path) -> None:
+    start = [{"finetune.learning_rate": 3e-3, "finetune.warmup": 0.1}]
+    space = SPACE | {"finetune.learning_rate": {"log_uniform": [1e-8, 1e-2]}}  # Most of it learns nothing.
+    chosen = settings(data, epochs=8, rungs=2, start=start, space=space)
+    metrics = sweep.run(task(chosen, data, tmp_path / "sweep"))
+    trials = trials_of(tmp_path / "sweep")
+    assert len(trials) == metrics["trials"] == 6
+    assert start[0] in [each["values"] for each in trials]
+    whole = [each for each in trials if each["rungs"][-1]["whole"]]
+    stopped = [each for each in trials if each["ended"].startswith("stopped at rung")]
+    assert len(whole) + len(stopped) == 6
+    assert stopped, "what falls behind is not trained to the end"
+    best = max(whole, key=lambda each: float(each["rungs"][-1]["score"]))
+    values = yaml.safe_load((tmp_path / "sweep" / "best.yaml").read_text())
+    assert values == best["values"] | {"finetune.schedule": "wsd", "finetune.decay": 0.2}
+    report = (tmp_path / "sweep" / "report.html").read_text()
+    assert "finetune.learning_rate" in report
+    assert list((tmp_path / "sweep" / "tensorboard").glob("trial-*/events*"))
+    inputs = {
+        "prepare": artifact(data / "prepared", "prepare"),
+        "sweep": artifact(tmp_path / "sweep", "sweep"),
+    }
+    out = tmp_path / "out"
+    out.mkdir()
+    tuned = finetune.run(Task(chosen.finetune, inputs, UPath(out), Progress(), "toy"))
+    assert tuned["swept.finetune.learning_rate"] == values["finetune.learning_rate"]
+    history = json.loads((out / "history.json").read_text())
+    # The last rung of a trial is that very run.
+    assert history["validations"][-1]["macro_f1"] == best["rungs"][-1]["score"] > 0.5
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("stop", ["median", pytest.param("none", marks=pytest.mark.slow)])
+def test_other_ways_to_search_and_to_stop(stop: str, data: Path, tmp_path: Path) -> None:
+    chosen = settings(data, search="random", stop=stop, trials=6, rungs=2)
+    metrics = sweep.run(task(chosen, data, tmp_path / "sweep"))
+    assert metrics["finished"] == 6 if stop == "none" else 1 <= metrics["finished"] <= 6
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from cluster.connect import connected
+from pipelines import sweep
+from tests.pipelines.test_sweep import settings, task
+with connected("local", cpus=2):
+    sweep.run(task(settings(Path(sys.argv[1]), trials=int(sys.argv[3])), Path(sys.argv[1]), Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_with_its_finished_trials(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(data), str(tmp_path / "sweep"), "5"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    first = subprocess.Popen(command, env=environment, start_new_session=True)
+    trials = tmp_path / "sweep" / "work" / "trials"
+    deadline = time.monotonic() + 120
+    while len(list(trials.glob("*/ended.json"))) < 2:
+        assert first.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    kept = {path.parent.name: json.loads(path.read_text()) for path in trials.glob("*/trial.json")}
+    ended = [path.parent.name for path in trials.glob("*/ended.json")]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert len(list(trials.glob("*/ended.json"))) == 5
+    for name in ended:
+        assert json.loads((trials / name / "trial.json").read_text()) == kept[name]
+    assert len(trials_of(tmp_path / "sweep")) >= 5
+
+
+def test_a_recipe_that_changed_since_is_told(data: Path, tmp_path: Path) -> None:
+    before = task(settings(data), data, tmp_path / "sweep" / "one")
+    begin(before, anew=False)
+    begin(before, anew=False)
+    after = task(settings(data, trials=9), data, tmp_path / "sweep" / "two")
+    with pytest.raises(
+        InputError, match=r"broken off after 0 trials, .*: sweep\.trials was 6 and is 9\. Undo that .* sweep\.anew=true"
+    ):
+        begin(after, anew=False)
+    begin(after, anew=True)
+    begin(after, anew=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"uniform": [0.3, 0.1]}, "uniform: the first bound, 0.3, must be below the second, 0.1"),
+        ({"log_uniform": [0, 0.1]}, "log_uniform: the bounds must be above 0, and 0 is not"),
+        ({"int": [3, 3]}, "int: the first bound, 3, must be below the second, 3"),
+        ({"choice": [1]}, "choice must have at least two values, none twice"),
+        ({"choice": [1, 1]}, "choice must have at least two values, none twice"),
+        ({}, "must be one of log_uniform, uniform, int, choice"),
+        ({"uniform": [0, 1], "int": [0, 1]}, "must be one of log_uniform, uniform, int, choice"),
+        ({"normal": [0, 1]}, "Extra inputs"),
+    ],
+)
+def test_distributions_that_are_none_are_told(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        Distribution.model_validate(given)
+
+
+def test_a_distribution_is_optunas() -> None:
+    rate = Distribution(log_uniform=(1e-5, 1e-3))
+    assert rate.optuna == FloatDistribution(1e-5, 1e-3, log=True)
+    assert rate.holds(1e-4)
+    assert not rate.holds(1e-2)
+    assert not rate.holds(True)
+    assert Distribution(choice=("a", None)).holds(None)
+    assert not Distribution(int=(1, 3)).holds(2.5)
+
+
+@pytest.mark.parametrize(
+    ("path", "distribution", "told"),
+    [
+        ("finetune.learning_rte", {"uniform": [0.1, 0.2]}, "finetune.learning_rte is no setting"),
+        ("finetune.encoder.layers", {"int": [1, 2]}, "finetune.encoder.layers is no setting"),
+        ("prepare.max_length", {"int": [8, 64]}, "'prepare.max_length' is no setting of finetune; all trials share"),
+        ("learning_rate", {"uniform": [0.1, 0.2]}, "'learning_rate' is no setting of finetune"),
+        ("finetune.epochs", {"int": [1, 3]}, "finetune.epochs decides how long a trial is"),
+        ("finetune.workers", {"int": [1, 3]}, "finetune.workers says how a run is carried out"),
+        ("finetune.warmup", {"uniform": [0.0, 1.5]}, "finetune.warmup cannot be 1.5: Input should be less than 1"),
+        ("finetune.class_weights", {"choice": ["none", "odd"]}, "finetune.class_weights cannot be odd"),
+    ],
+)
+def test_a_space_that_does_not_fit_is_told(path: str, distribution: dict[str, Any], told: str) -> None:
+    tuned = FinetuneSettings(encoder="some/encoder")
+    problem = space_problem(SweepSettings(space={path: distribution}), tuned)
+    assert problem is not None
+    assert told in problem
+
+
+def test_a_space_reaches_into_parts() -> None:
+    tuned = FinetuneSettings(encoder={"layers": 2})
+    assert space_problem(SweepSettings(space={"finetune.encoder.layers": {"int": [1, 4]}}), tuned) is None
+    assert with_values(tuned, {"finetune.encoder.layers": 3}, "finetune").encoder.layers == 3
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"space": {}}, "is empty: name at least one setting"),
+        ({"start": [{"finetune.warmup": 0.1}]}, r"start\.0: must have a value for each of finetune\.learning_rate"),
+        (
+            {"start": [{"finetune.learning_rate": 1.0, "finetune.warmup": 0.1}]},
+            r"start\.0: 1\.0 is not in sweep\.space for finetune\.learning_rate",
+        ),
+    ],
+)
+def test_a_sweep_that_cannot_begin_is_told(own: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        SweepSettings(**own)
