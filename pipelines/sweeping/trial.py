@@ -180,6 +180,7 @@ class _Run:
             TEXTS: self._texts,
             "branch_texts": branch,
             "overhead_seconds": round(self.overhead, 2),
+            "ended_at": time.time(),
             "metrics": {name: float(value) for name, value in measured.items()},
             "done": last,
             WHOLE: last,

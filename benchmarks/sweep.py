@@ -1,0 +1,89 @@
+"""The sweep: the score reached against the compute spent, in texts trained on, beside searches without early stopping.
+
+MiniLM on the tweets to one airline, one epoch, learning rate and warm-up; each search tries 16 sets of values, with
+three seeds. All use Shoal's trials, so that a text costs the same; what differs is what is proposed and what is stopped:
+
+(a) random search, every trial trained to the end: what a plain Ray Tune script does;
+(b) Optuna's TPE, every trial trained to the end;
+(c) Shoal: TPE, rungs and ASHA.
+
+Scores are macro-F1 on the validation split, of trials that were trained to the end. Told is how much of (a)'s compute
+(b) and (c) had spent when they first had a trial as good as the best of (a).
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from machine import describe_machine
+from rich.console import Console
+from rich.table import Table
+
+from cluster.connect import connected
+from cluster.store import Store
+from pipelines.progress import Progress
+from pipelines.stage import complete
+from recipes.loading import load_recipe
+from recipes.planning import plan
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "airline.yaml"
+GIVEN = ["finetune.epochs=1", "finetune.microbatch=4", "prepare.validation_share=0.2", "prepare.max_length=48"]
+SEARCHES = {
+    "(a) random, all to the end": "{{trials: {trials}, search: random, stop: none, rungs: 1, seed: {seed}}}",
+    "(b) TPE, all to the end": "{{trials: {trials}, search: tpe, stop: none, rungs: 1, seed: {seed}}}",
+    "(c) Shoal: TPE, rungs, ASHA": "{{trials: {trials}, search: tpe, stop: asha, rungs: 3, seed: {seed}}}",
+}
+
+
+def texts_until(trials: list[dict[str, Any]], wanted: float) -> int | None:
+    """Texts trained on until there was a whole trial with the wanted score; the trials in the order they ended."""
+    spent = 0
+    for each in sorted(trials, key=lambda trial: float(trial["rungs"][-1]["ended_at"])):
+        last = each["rungs"][-1]
+        spent += last["texts"]
+        if last["whole"] and last["score"] >= wanted:
+            return spent
+    return None
+
+
+def main() -> None:
+    """Runs each search with each seed, one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--airlines", default="jetblue")
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    console, progress = Console(), Progress(Console(stderr=True))
+    table = Table("seed", "", "texts trained on", "best macro-F1", "as good as (a) after", "share of (a)'s compute")
+    shares: dict[str, list[float]] = {name: [] for name in SEARCHES}
+    overheads: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as scratch, connected("local"):
+        store = Store.open(scratch)
+        for seed in range(given.seeds):
+            best, whole = 0.0, 0
+            for name, search in SEARCHES.items():
+                wanted = search.format(trials=given.trials, seed=seed)
+                airlines = rf"data.where.text=(?i)@({given.airlines})"
+                stages = plan(load_recipe(RECIPE, [*GIVEN, airlines, f"sweep={wanted}"]))
+                artifact = complete(stages["sweep"], store, progress, "airline")
+                trials = json.loads((artifact.path / "trials.json").read_text(encoding="utf-8"))
+                overheads += [rung["overhead_seconds"] for each in trials for rung in each["rungs"][:1]]
+                score, spent = artifact.record.metrics["best_score"], artifact.record.metrics["texts_trained"]
+                best, whole = (best, whole) if best else (score, spent)
+                reached = texts_until(trials, best)
+                shares[name].append(reached / whole if reached else float("inf"))
+                told = (f"{reached:,}", f"{reached / whole:.2f}") if reached else ("not reached", "-")
+                table.add_row(str(seed), name, f"{spent:,}", f"{score:.4f}", *told)
+                console.print(f"seed {seed}, {name}: {spent:,} texts, {score:.4f}", style="dim")
+    console.print(describe_machine())
+    console.print(table)
+    for name, each in shares.items():
+        console.print(f"{name}: as good as the best of (a) at {statistics.median(each):.2f} of its compute (median)")
+    console.print(f"from the start of a trial to its first step: {statistics.median(overheads):.2f} s (median)")
+
+
+if __name__ == "__main__":
+    main()
