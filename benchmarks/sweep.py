@@ -1,7 +1,7 @@
 """The sweep: the score reached against the compute spent, in texts trained on, beside searches without early stopping.
 
 MiniLM on the tweets to one airline, one epoch, learning rate and warm-up; each search tries 16 sets of values, with
-three seeds. All use Shoal's trials, so that a text costs the same; what differs is what is proposed and what is stopped:
+three seeds. All use Shoal's trials, so that a text costs the same; what differs is what is proposed and what stopped:
 
 (a) random search, every trial trained to the end: what a plain Ray Tune script does;
 (b) Optuna's TPE, every trial trained to the end;
