@@ -17,7 +17,7 @@ from pipelines import finetune
 from pipelines.finetune import FinetuneSettings, lesson_of
 from pipelines.stage import Task
 from pipelines.sweeping.best import BEST
-from pipelines.sweeping.report import importances, write_hparams, write_report
+from pipelines.sweeping.report import importances, worth, write_hparams, write_report
 from pipelines.sweeping.resuming import begin
 from pipelines.sweeping.searching import Search, SearchName, StopName, run_trials, told_values, why_ended
 from pipelines.sweeping.space import Distribution, with_values
@@ -142,7 +142,7 @@ def run(task: Task) -> dict[str, Any]:
     found = run_trials(job, search, task.progress)
     trials = [{**each, "ended": why_ended(job, each["values"])} for each in found]
     whole = [each for each in trials if each["rungs"][-1][WHOLE]]
-    best = max(whole, key=lambda each: each["rungs"][-1][SCORE])
+    best = max(trials, key=worth)
     values = {**best["values"], "finetune.schedule": "wsd", "finetune.decay": varied.decay}
     with telling_storage_errors(str(task.out)):
         write_whole(task.out / BEST, yaml.safe_dump(values, sort_keys=False))

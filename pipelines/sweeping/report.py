@@ -48,7 +48,7 @@ def write_report(
     metrics: Mapping[str, Any],
 ) -> None:
     """Writes `report.html`. `trials` have `values`, `rungs` and why they `ended`, in the order they were begun."""
-    order = sorted(trials, key=_worth, reverse=True)
+    order = sorted(trials, key=worth, reverse=True)
     rows: list[list[Cell]] = [
         [
             place + 1,
@@ -134,7 +134,8 @@ def write_hparams(out: UPath, metric: str, trials: Sequence[Mapping[str, Any]]) 
                 writer.add_scalar(f"rungs/{metric}", at[SCORE], at[BUDGET])
 
 
-def _worth(trial: Mapping[str, Any]) -> tuple[bool, int, float]:
+def worth(trial: Mapping[str, Any]) -> tuple[bool, int, float]:
+    """What trials are ordered by: those that came to the end, then by rung, then by score."""
     last = trial["rungs"][-1]
     return last[WHOLE], last[RUNG], last[SCORE]
 

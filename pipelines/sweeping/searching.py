@@ -25,11 +25,11 @@ from upath import UPath
 
 from cluster.connect import room_for
 from cluster.memory import training_environment
-from cluster.store import STORAGE_ERRORS, ClusterError, write_whole
+from cluster.store import STORAGE_ERRORS, ClusterError, remove_tree, write_whole
 from models.settings import InputError
 from pipelines.progress import Progress, Step
 from pipelines.sweeping.space import Distribution
-from pipelines.sweeping.trial import FAILED, RUNG, SCORE, TIME, WHOLE, Trial, TrialJob, records, time_of
+from pipelines.sweeping.trial import FAILED, RUNG, SCORE, TIME, TRUNK, WHOLE, Trial, TrialJob, records, time_of
 from pipelines.training.workers import storage_of
 
 _ENDED = "ended.json"
@@ -231,6 +231,7 @@ class _Watching(tune.Callback):
         folder: UPath = self._job.folder(trial.config)
         with contextlib.suppress(*STORAGE_ERRORS):  # It would be told once more, and end again.
             write_whole(folder / _ENDED, json.dumps({"why": why}))
+            remove_tree(folder / TRUNK)
         finished = why == "finished"
         said = f"{last[SCORE]:.4f} with {told_values(trial.config)}" if finished else why
         self._shown.ended(trial.trial_id, said, early=not finished)

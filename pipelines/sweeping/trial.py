@@ -38,7 +38,7 @@ from pipelines.training.lanes import feed_over
 from pipelines.training.worker import lay_out
 
 SCORE, BUDGET, RUNG, TEXTS, FAILED, TIME, WHOLE = "score", "budget", "rung", "texts", "failed", "time", "whole"
-RECORD, _SECTION = "trial.json", "finetune"
+RECORD, TRUNK, _SECTION = "trial.json", "trunk", "finetune"
 
 
 def time_of(rung: int, reduction: float) -> int:
@@ -146,7 +146,7 @@ class _Run:
             exact=settings.exact,
             skip_bad=settings.bad_microbatch == "skip",
         )
-        self._checkpoints = Checkpoints(folder / "trunk", print)
+        self._checkpoints = Checkpoints(folder / TRUNK, print)
         self._taken = self._texts = 0
         if last := self._checkpoints.last():
             self._checkpoints.load(last, training_state(model, self._optimizer))

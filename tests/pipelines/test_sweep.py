@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -171,6 +173,29 @@ def test_other_ways_to_search_and_to_stop(stop: str, data: Path, tmp_path: Path)
     chosen = settings(data, search="random", stop=stop, trials=6, rungs=2)
     metrics = sweep.run(task(chosen, data, tmp_path / "sweep"))
     assert metrics["finished"] == 6 if stop == "none" else 1 <= metrics["finished"] <= 6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_trial_whose_process_is_killed_goes_on(data: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        records = tmp_path / "sweep" / "work" / "trials"
+        while not list(records.glob("*/trial.json")):
+            time.sleep(0.02)
+        for process in psutil.process_iter(["cmdline"]):
+            if " ".join(process.info["cmdline"] or []).startswith("ray::Trial"):
+                process.kill()
+                killed.append(process.pid)
+                return
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    metrics = sweep.run(task(settings(data, epochs=8, stop="none", trials=4), data, tmp_path / "sweep"))
+    thread.join(5)
+    assert killed
+    assert metrics["finished"] == 4
 
 
 SCRIPT = """
