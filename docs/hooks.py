@@ -67,6 +67,11 @@ def _default(field: FieldInfo) -> str:
         return "-"
     if isinstance(value, tuple):
         value = list(value)
+    if isinstance(value, dict):
+        value = {
+            name: each.model_dump(exclude_none=True) if isinstance(each, BaseModel) else each
+            for name, each in value.items()
+        }
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
