@@ -12,6 +12,7 @@ rows of tokens that occur are summed and exchanged. Workers exchange through sha
 all are on one host.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -222,21 +223,26 @@ class FixedPointSum:
                 touched.zero_()
 
     def _taker(self, position: int) -> Callable[[Parameter], None]:
+        # A parameter's hooks are held where Python's garbage collector does not look.
+        own = weakref.ref(self)
+
         def take(parameter: Parameter) -> None:
-            gradient = parameter.grad
-            if gradient is None:
-                return
-            parameter.grad = None
-            touched = self._touched[position]
-            if touched is None:
-                self._add(gradient.reshape(-1), position)
-            else:
-                rows, values = gradient._indices()[0], gradient._values()
-                touched[rows] = 1
-                self._note_bound(position, values, len(values))
-                self._sums[position].index_add_(0, rows, (values * self._scale).round_().to(torch.int64))
+            sums = own()
+            if sums is not None and parameter.grad is not None:
+                gradient, parameter.grad = parameter.grad, None
+                sums._take(position, gradient)
 
         return take
+
+    def _take(self, position: int, gradient: Tensor) -> None:
+        touched = self._touched[position]
+        if touched is None:
+            self._add(gradient.reshape(-1), position)
+        else:
+            rows, values = gradient._indices()[0], gradient._values()
+            touched[rows] = 1
+            self._note_bound(position, values, len(values))
+            self._sums[position].index_add_(0, rows, (values * self._scale).round_().to(torch.int64))
 
     def _note_bound(self, position: int, gradient: Tensor, terms: int = 1) -> None:
         """Adds the most that the gradient can change a sum by; NaN and infinity carry through."""

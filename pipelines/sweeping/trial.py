@@ -6,6 +6,7 @@ stand in the sweep's working folder under the values' own name: a trial that is 
 killed command, tells what it had told and goes on from there.
 """
 
+import gc
 import hashlib
 import json
 import math
@@ -71,6 +72,7 @@ class Trial(tune.Trainable):
         self._values, self._next, self._began = config, 0, time.time()
         self._folder = self._job.folder(config)
         self._run: _Run | None = None
+        gc.collect()  # A model and what trains it hold each other.
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Another trial, in the same process."""
