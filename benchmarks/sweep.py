@@ -39,14 +39,16 @@ SEARCHES = {
 
 
 def texts_until(trials: list[dict[str, Any]], wanted: float) -> int | None:
-    """Texts trained on until there was a whole trial with the wanted score; the trials in the order they ended."""
+    """Texts that all trials had been trained on, to their last rung by then, when one of them was whole and as good."""
+    reached = [
+        rung["ended_at"] for each in trials for rung in each["rungs"] if rung["whole"] and rung["score"] >= wanted
+    ]
+    if not reached:
+        return None
     spent = 0
-    for each in sorted(trials, key=lambda trial: float(trial["rungs"][-1]["ended_at"])):
-        last = each["rungs"][-1]
-        spent += last["texts"]
-        if last["whole"] and last["score"] >= wanted:
-            return spent
-    return None
+    for each in trials:
+        spent += max((rung["texts"] for rung in each["rungs"] if rung["ended_at"] <= min(reached)), default=0)
+    return spent
 
 
 def main() -> None:

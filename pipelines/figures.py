@@ -98,7 +98,8 @@ def scores(series: Mapping[str, Sequence[tuple[Any, float]]], x_label: str, y_la
     """Points (value, score) of each series; values that are no numbers stand side by side."""
     with mpl.rc_context(_STYLE):
         axes = _axes(height=2.8)
-        named = sorted({str(x) for points in series.values() for x, _ in points if not _is_number(x)})
+        every = [x for points in series.values() for x, _ in points]
+        named = [] if all(map(_is_number, every)) else sorted(set(map(str, every)))
         for name, points in series.items():
             x, y = zip(*points, strict=True) if points else ((), ())
             places = [named.index(str(value)) if named else value for value in x]

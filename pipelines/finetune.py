@@ -71,6 +71,7 @@ def run(task: Task) -> dict[str, Any]:
 
         taken_over = best_values(task.inputs["sweep"].path)
         settings = swept(settings, task.inputs["sweep"].path, NAME)
+        task.progress.tell("  from the sweep: " + ", ".join(f"{path}={value}" for path, value in taken_over.items()))
     lesson = lesson_of(task, settings)
     split = Prepared(lesson.prepared).index.splits["train"]
     feed = feed_over(split, settings.lanes, settings.microbatch, settings.seed)
@@ -138,11 +139,11 @@ def lesson_of(task: Task, settings: FinetuneSettings) -> Classifying:
         prepared=prepared.folder,
         encoder=settings.encoder if PRETRAINED not in task.inputs else str(task.inputs[PRETRAINED].path / "model"),
         spec=ClassifierSpec(labels=index.labels, max_length=index.max_length, pair=index.pair, text=index.text),
-        class_weights=_class_weights(settings, prepared),
+        class_weights=class_weights_of(settings, prepared),
     )
 
 
-def _class_weights(settings: FinetuneSettings, prepared: Prepared) -> dict[str, list[float]]:
+def class_weights_of(settings: FinetuneSettings, prepared: Prepared) -> dict[str, list[float]]:
     """Each column's weights in the order of its classes; empty where all weigh alike."""
     chosen = settings.class_weights
     columns = prepared.index.labels

@@ -86,6 +86,18 @@ class SweepStageSettings(Settings):
     sweep: SweepSettings
     finetune: FinetuneSettings
 
+    def identity(self) -> dict[str, Any]:
+        """Without the fine-tuning's settings that trials have their own values for."""
+        found = super().identity()
+        for path in (*self.sweep.space, "finetune.schedule", "finetune.patience"):
+            *parts, name = path.split(".")
+            place: Any = found
+            for part in parts:
+                place = place.get(part) if isinstance(place, dict) else None
+            if isinstance(place, dict):
+                place.pop(name, None)
+        return found
+
 
 def space_problem(sweep: SweepSettings, finetune: FinetuneSettings) -> str | None:
     """What is wrong with a space for this fine-tuning; None where nothing is."""
@@ -99,11 +111,12 @@ def space_problem(sweep: SweepSettings, finetune: FinetuneSettings) -> str | Non
         field = FinetuneSettings.model_fields.get(first)
         if field and isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("execution"):
             return f"sweep.space: {path} says how a run is carried out and changes nothing of what comes of it"
-        for value in distribution.corners:
+        for value in distribution.samples:
             try:
                 with_values(finetune, {path: value}, _SECTION)
             except ValidationError as error:
-                reason = error.errors()[0]
+                # Of the branches of a union, the one that the value went furthest into was meant.
+                reason = max(error.errors(), key=lambda each: len(each["loc"]))
                 if reason["type"] == "extra_forbidden":
                     return f"sweep.space: {path} is no setting"
                 return f"sweep.space: {path} cannot be {value}: {reason['msg'].removeprefix('Value error, ')}"
@@ -143,7 +156,9 @@ def run(task: Task) -> dict[str, Any]:
     trials = [{**each, "ended": why_ended(job, each["values"])} for each in found]
     whole = [each for each in trials if each["rungs"][-1][WHOLE]]
     best = max(trials, key=worth)
-    values = {**best["values"], "finetune.schedule": "wsd", "finetune.decay": varied.decay}
+    # What trials had beside their own values.
+    fixed = {"finetune.schedule": "wsd", "finetune.decay": varied.decay, "finetune.patience": None}
+    values = {**fixed, **best["values"]}
     with telling_storage_errors(str(task.out)):
         write_whole(task.out / BEST, yaml.safe_dump(values, sort_keys=False))
         write_whole(task.out / "trials.json", json.dumps(trials, indent=1))

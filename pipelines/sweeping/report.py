@@ -11,17 +11,22 @@ from cluster.store import is_local
 from pipelines import figures
 from pipelines.report import Cell, Figure, Section, Table, Text, render
 from pipelines.sweeping.space import Distribution
-from pipelines.sweeping.trial import BUDGET, RUNG, SCORE, TEXTS, WHOLE
+from pipelines.sweeping.trial import BUDGET, FAILED, RUNG, SCORE, TEXTS, WHOLE
 
 _LEAST = 4
 
 
 def importances(space: Mapping[str, Distribution], trials: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Share of the scores' variance that each setting explains (fANOVA, Hutter et al. 2014), at the rung that most
-    trials were scored at; empty where there are too few of them.
+    """Share of the scores' variance that each setting explains (fANOVA, Hutter et al. 2014), at the last rung that at
+    least half of the trials were scored at; empty where those are too few.
     """
-    scored = [each for each in trials if each["rungs"][0][TEXTS]]
-    if len(scored) < _LEAST or len({each["rungs"][0][SCORE] for each in scored}) < 2:
+    for rung in reversed(range(max(len(each["rungs"]) for each in trials))):
+        scored = [each for each in trials if len(each["rungs"]) > rung and FAILED not in each["rungs"][rung]]
+        if len(scored) >= max(_LEAST, len(trials) // 2):
+            break
+    else:
+        return {}
+    if len({each["rungs"][rung][SCORE] for each in scored}) < 2:
         return {}
     study = optuna.create_study(direction="maximize")
     for each in scored:
@@ -29,7 +34,7 @@ def importances(space: Mapping[str, Distribution], trials: Sequence[Mapping[str,
             optuna.trial.create_trial(
                 params=dict(each["values"]),
                 distributions={path: distribution.optuna for path, distribution in space.items()},
-                value=each["rungs"][0][SCORE],
+                value=each["rungs"][rung][SCORE],
             )
         )
     with warnings.catch_warnings():
@@ -76,7 +81,7 @@ def write_report(
                 metric,
                 log=distribution.log_uniform is not None,
             ),
-            f"{metric} against {path}; scores of one rung are of equal budgets.",
+            f"{metric} against {path}; trials of one rung had equally many steps after their warm-up.",
         )
         for path, distribution in space.items()
     ]
@@ -102,8 +107,8 @@ def write_report(
     ]
     if weights:
         told = (
-            "How much of the differences between scores at the first rung each setting explains (fANOVA). Of few "
-            "trials this is a hint, no more."
+            "How much of the differences between scores at one rung each setting explains (fANOVA). Of few trials this "
+            "is a hint, no more."
         )
         sections.append(
             Section("What mattered", [Figure(figures.bars(weights, "share of the variance"), ""), Text(told)])
@@ -134,10 +139,10 @@ def write_hparams(out: UPath, metric: str, trials: Sequence[Mapping[str, Any]]) 
                 writer.add_scalar(f"rungs/{metric}", at[SCORE], at[BUDGET])
 
 
-def worth(trial: Mapping[str, Any]) -> tuple[bool, int, float]:
-    """What trials are ordered by: those that came to the end, then by rung, then by score."""
+def worth(trial: Mapping[str, Any]) -> tuple[bool, bool, int, float]:
+    """What trials are ordered by: those that could be trained, to the end, then by rung, then by score."""
     last = trial["rungs"][-1]
-    return last[WHOLE], last[RUNG], last[SCORE]
+    return FAILED not in last, last[WHOLE], last[RUNG], last[SCORE]
 
 
 def _cell(value: Any) -> Cell:

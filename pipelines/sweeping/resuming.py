@@ -11,7 +11,7 @@ from models.settings import InputError
 from pipelines.stage import Task
 from pipelines.sweeping.trial import RECORD as TRIAL
 
-_BEGUN, _NAMED = "sweep.json", 5
+_BEGUN, _GIVEN_UP, _NAMED = "sweep.json", "given-up", 5
 
 
 def begin(task: Task, *, anew: bool) -> None:
@@ -22,7 +22,10 @@ def begin(task: Task, *, anew: bool) -> None:
     """
     identity = {"settings": task.settings.identity(), "prepare": task.inputs["prepare"].record.fingerprint}
     note = task.work / _BEGUN
-    if not note.exists() and not anew and (other := _broken_off(task)):
+    other = None if note.exists() else _broken_off(task)
+    if other and anew:
+        write_whole(other / WORK / _GIVEN_UP, "")
+    elif other:
         before = json.loads((other / WORK / _BEGUN).read_text(encoding="utf-8"))
         trials = sum(1 for _ in (other / WORK).glob(f"trials/*/{TRIAL}"))
         changes = list(_changes(before["identity"]["settings"], identity["settings"]))
@@ -43,7 +46,8 @@ def _broken_off(task: Task) -> UPath | None:
         return None
     for folder in sorted(task.out.parent.iterdir(), key=str):
         note = folder / WORK / _BEGUN
-        unfinished = folder.name != task.out.name and note.exists() and not (folder / RECORD).exists()
+        ended = (folder / RECORD).exists() or (folder / WORK / _GIVEN_UP).exists()
+        unfinished = folder.name != task.out.name and note.exists() and not ended
         if unfinished and json.loads(note.read_text(encoding="utf-8"))["recipe"] == task.recipe:
             return folder
     return None

@@ -62,12 +62,13 @@ def run_trials(job: TrialJob, search: Search, progress: Progress) -> list[dict[s
     room_for(settings.threads, gpus, "a trial", "finetune.threads")
     known = records(job)
     ended = [each for each in known if (job.folder(each["values"]) / _ENDED).exists()]
-    begun = [each["values"] for each in known if each not in ended]
+    begun = [each for each in known if each not in ended]
     given = [dict(point) for point in search.start if all(each["values"] != point for each in known)]
     left = search.trials - len(ended)
     with _showing(progress, search.trials, ended) as shown:
         if left > 0:
-            _tune(job, search, ended, [*begun, *given][:left], len(known), left, gpus, shown)
+            points = [*(each["values"] for each in begun), *given][:left]
+            _tune(job, search, (ended, begun), points, left, gpus, shown)
     found = records(job)
     if all(each["rungs"][-1].get(FAILED) for each in found):
         raise InputError(f"no trial could be trained: {found[0]['rungs'][-1][FAILED]}")
@@ -77,26 +78,31 @@ def run_trials(job: TrialJob, search: Search, progress: Progress) -> list[dict[s
 def _tune(
     job: TrialJob,
     search: Search,
-    ended: list[dict[str, Any]],
+    known: tuple[list[dict[str, Any]], list[dict[str, Any]]],
     points: list[dict[str, Any]],
-    known: int,
     left: int,
     gpus: int,
     shown: "_Shown",
 ) -> None:
-    settings = job.lesson.settings
-    seed = search.seed + known  # What was proposed before is not to be proposed again.
+    settings, (ended, begun) = job.lesson.settings, known
+    seed = search.seed + len(ended) + len(begun)  # What was proposed before is not to be proposed again.
     sampler: BaseSampler = (
         RandomSampler(seed=seed)
         if search.search == "random"
         else TPESampler(seed=seed, n_startup_trials=max(search.trials // 4, 4), multivariate=True, constant_liar=True)
     )
     distributions = {path: each.optuna for path, each in search.space.items()}
-    searcher = OptunaSearch(distributions, metric=SCORE, mode="max", points_to_evaluate=points or None, sampler=sampler)
+    searcher = _Proposing(distributions, metric=SCORE, mode="max", points_to_evaluate=points or None, sampler=sampler)
     scheduler = _scheduler(search.stop, job.rungs, job.reduction)
     for number, each in enumerate(ended):
-        searcher.add_evaluated_point(each["values"], each["rungs"][-1][SCORE])
-        _replay(scheduler, f"earlier-{number}", each["rungs"], job.reduction)
+        scores, whole = [rung[SCORE] for rung in each["rungs"]], each["rungs"][-1][WHOLE]
+        # Optuna counts them from 0, and a trial's own reports from 1.
+        searcher.add_evaluated_point(
+            each["values"], scores[-1], pruned=not whole, intermediate_values=[scores[0], *scores]
+        )
+        _replay(scheduler, f"ended-{number}", each["rungs"], job.reduction)
+    for number, each in enumerate(begun):  # They themselves tell their last rung again.
+        _replay(scheduler, f"begun-{number}", each["rungs"][:-1], job.reduction)
     trainable = tune.with_resources(
         tune.with_parameters(Trial, job=job), {"cpu": float(settings.threads), "gpu": float(gpus)}
     )
@@ -134,7 +140,7 @@ def _scheduler(stop: StopName, rungs: int, reduction: float) -> TrialScheduler:
                 TIME, SCORE, "max", max_t=most, grace_period=time_of(0, reduction), reduction_factor=reduction
             )
         case "median":  # Golovin et al. 2017.
-            never = 10**9  # Trials are not paused for others' sake.
+            never: Any = float("inf")  # Trials are not paused for others' sake.
             return MedianStoppingRule(RUNG, SCORE, "max", grace_period=1, min_samples_required=4, min_time_slice=never)
         case "none":
             return FIFOScheduler()
@@ -143,6 +149,8 @@ def _scheduler(stop: StopName, rungs: int, reduction: float) -> TrialScheduler:
 def _replay(scheduler: TrialScheduler, name: str, rungs: Sequence[Mapping[str, Any]], reduction: float) -> None:
     """Tells a scheduler what a trial of an earlier command had told."""
     if isinstance(scheduler, FIFOScheduler) and not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule):
+        return
+    if not rungs:
         return
     trial: Any = _Earlier(name)
     nobody: Any = SimpleNamespace(get_live_trials=list, get_trials=list)
@@ -159,6 +167,14 @@ class _Earlier:
 
     trial_id: str
     status: str = "TERMINATED"
+
+
+class _Proposing(OptunaSearch):
+    """Optuna, which is told that a trial was stopped, not that its last score is all that it is worth."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Without a result, Tune's bridge calls the trial pruned: of such, the sampler compares rungs first."""
+        super().on_trial_complete(trial_id, result if result and result[WHOLE] else None, error)
 
 
 class _Shown:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from models.settings import Settings
 
 Whole = int
+_TRIED = 64
 Value = bool | int | float | str | None
 
 
@@ -55,16 +56,24 @@ class Distribution(Settings):
         return FloatDistribution(*bounds, log=self.log_uniform is not None)
 
     @property
-    def corners(self) -> tuple[Value, ...]:
-        """The values at its ends, or all of a choice: if these may stand in a recipe, so may those between."""
-        return self.choice or self.int or self.log_uniform or self.uniform or ()
+    def samples(self) -> tuple[Value, ...]:
+        """Values that tell whether all may stand in a recipe: a choice's, first whole numbers, or ends and middle."""
+        if self.choice is not None:
+            return self.choice
+        if self.int is not None:
+            low, high = self.int
+            return (*range(low, min(high, low + _TRIED)), high)
+        bounds = self.log_uniform or self.uniform
+        assert bounds is not None
+        return (*bounds, bounds[0] + 0.37 * (bounds[1] - bounds[0]))
 
     def holds(self, value: Any) -> bool:
         """Whether it can give this value."""
         if self.choice is not None:
             return any(repr(value) == repr(each) for each in self.choice)
+        bounds = self.int or self.log_uniform or self.uniform
         number = isinstance(value, int if self.int is not None else int | float) and not isinstance(value, bool)
-        return number and self.corners[0] <= value <= self.corners[1]
+        return bool(bounds and number and bounds[0] <= value <= bounds[1])
 
 
 def with_values(settings: Settings, values: Mapping[str, Any], section: str) -> Any:

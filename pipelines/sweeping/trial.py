@@ -12,11 +12,12 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from ray import tune
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,16 +28,17 @@ from cluster.store import write_whole
 from models.checkpoints import training_state
 from models.encoders import set_training
 from models.optimizer import build_optimizer, wsd_rate
-from models.precision import agreed
-from models.settings import InputError
+from models.precision import LossScale, agreed
+from models.settings import InputError, first_line
 from models.training import LaneTrainer
+from pipelines.finetune import class_weights_of
 from pipelines.prepared import Prepared
 from pipelines.sweeping.ladder import Rung, ladder
 from pipelines.sweeping.space import with_values
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.classifying import Classifying
 from pipelines.training.lanes import feed_over
-from pipelines.training.worker import lay_out
+from pipelines.training.worker import lay_out, telling_full_memory
 
 SCORE, BUDGET, RUNG, TEXTS, FAILED, TIME, WHOLE = "score", "budget", "rung", "texts", "failed", "time", "whole"
 RECORD, TRUNK, _SECTION = "trial.json", "trunk", "finetune"
@@ -69,8 +71,10 @@ class Trial(tune.Trainable):
         """Begins a trial, or goes on with it."""
         if job is not None:
             self._job = job
-        self._values, self._next, self._began = config, 0, time.time()
+        self._values, self._began = config, time.time()
         self._folder = self._job.folder(config)
+        # What was passed before is not told, and decided on, again.
+        self._next = max(len(self._told()) - 1, 0)
         self._run: _Run | None = None
         gc.collect()  # A model and what trains it hold each other.
 
@@ -86,7 +90,7 @@ class Trial(tune.Trainable):
             told = self._told()
             if place >= len(told):
                 self._folder.mkdir(parents=True, exist_ok=True)
-                told.append(self._climb(place))
+                told.append(self._climb(place, told[-1][TEXTS] if told else 0))
                 record = {"values": self._values, "began": self._began, "rungs": told}
                 write_whole(self._folder / RECORD, json.dumps(record))
         found: dict[str, Any] = told[place]
@@ -101,12 +105,15 @@ class Trial(tune.Trainable):
         rungs: list[dict[str, Any]] = record["rungs"]
         return rungs
 
-    def _climb(self, place: int) -> dict[str, Any]:
+    def _climb(self, place: int, texts: int) -> dict[str, Any]:
         try:
-            self._run = self._run or _Run(self._job, self._values, self._folder)
-            return self._run.climb(place)
-        except InputError as error:  # These values do not work; others may.
-            return {SCORE: 0.0, BUDGET: 0, RUNG: place + 1, TEXTS: 0, FAILED: str(error), "done": True, WHOLE: False}
+            with telling_full_memory(self._job.lesson):
+                self._run = self._run or _Run(self._job, self._values, self._folder, texts)
+                return self._run.climb(place)
+        except (InputError, ValidationError) as error:  # These values do not work; others may.
+            texts = self._run.texts if self._run else texts
+            told = {SCORE: 0.0, BUDGET: 0, RUNG: place + 1, TEXTS: texts, WHOLE: False, "ended_at": time.time()}
+            return told | {FAILED: first_line(error), "done": True, "overhead_seconds": 0.0}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: a trial keeps its own."""
@@ -118,19 +125,23 @@ class Trial(tune.Trainable):
 class _Run:
     """The model of a trial and how far its trunk is."""
 
-    def __init__(self, job: TrialJob, values: Mapping[str, Any], folder: UPath) -> None:
+    def __init__(self, job: TrialJob, values: Mapping[str, Any], folder: UPath, texts: int) -> None:
+        """`texts` were trained on by now, branches included."""
         started = time.monotonic()
         settings = with_values(job.lesson.settings, values, _SECTION)
-        self._lesson = Classifying(**(vars(job.lesson) | {"settings": settings}))
-        if not isinstance(settings.encoder, str):
-            self._lesson = Classifying(**(vars(self._lesson) | {"encoder": settings.encoder}))
+        own = job.lesson.encoder if isinstance(settings.encoder, str) else settings.encoder
+        prepared = Prepared(job.lesson.prepared)
+        self._lesson = replace(
+            job.lesson, settings=settings, encoder=own, class_weights=class_weights_of(settings, prepared)
+        )
         torch.set_num_threads(settings.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        precision = agreed(settings.precision, device)
+        self._checkpoints = Checkpoints(folder / TRUNK, print)
+        last = self._checkpoints.last()
+        precision = last.progress["precision"] if last else agreed(settings.precision, device)
         self._tokenizer = self._lesson.tokenizer()
         model = self._lesson.build(self._tokenizer, device, precision)
         lay_out(model, settings, precision, 1, device)
-        prepared = Prepared(job.lesson.prepared)
         feed = feed_over(prepared.index.splits["train"], settings.lanes, settings.microbatch, settings.seed)
         steps = settings.epochs * feed.steps
         self._warm = round(steps * settings.warmup)
@@ -148,39 +159,42 @@ class _Run:
             exact=settings.exact,
             skip_bad=settings.bad_microbatch == "skip",
         )
-        self._checkpoints = Checkpoints(folder / TRUNK, print)
-        self._taken = self._texts = 0
-        if last := self._checkpoints.last():
-            self._checkpoints.load(last, training_state(model, self._optimizer))
-            self._taken, self._texts = last.progress["taken"], last.progress["texts"]
+        if settings.compile:
+            torch._dynamo.reset()  # There is a limit to how much is compiled, and it is one for all trials.
+            self._trainer.warm_up()
+        self._save_every = settings.checkpoint_seconds.max
+        self._taken, self.texts = 0, texts
+        if last:
+            self._checkpoints.load(last, self._state())
+            self._taken, self.texts = last.progress["taken"], max(texts, last.progress["texts"])
+            self._trainer.scale = LossScale(**last.progress["scale"])
         self.overhead = time.monotonic() - started
 
     def climb(self, place: int) -> dict[str, Any]:
         """To a rung, and on the branch to its end."""
         rung, last = self._rungs[place], place == len(self._rungs) - 1
-        self._take(rung, rung.fork)
-        kept = None if last else {name: value.clone() for name, value in self._state().items()}
-        texts, before = self._texts, self._taken
-        self._take(rung, rung.end)
+        self._take(rung, rung.fork, keep=True)
+        forked, scale, texts = self._taken, replace(self._trainer.scale), self.texts
+        kept: dict[str, Tensor] = {}
+        if not last:
+            self._save()
+            kept = {name: value.to("cpu", copy=True) for name, value in self._state().items()}
+        self._take(rung, rung.end, keep=last)  # The last branch is not left again.
         measured = self._lesson.validate(self._trainer, self._tokenizer, lambda: False)
         assert measured is not None
         set_training(self._trainer.model)
-        branch = self._texts - texts
-        if kept is not None:
+        if not last:
             with torch.no_grad():
                 for name, value in self._state().items():
                     value.copy_(kept[name])
-            self._taken = before
-            # What the branch took counts as work done, not as a place of the trunk.
-            progress = {"taken": self._taken, "texts": self._texts}
-            self._checkpoints.save(self._taken, self._state(), progress, {"none": torch.zeros(1)})
-            self._checkpoints.wait()
+            self._taken, self._trainer.scale = forked, scale
+        self._checkpoints.wait()
         return {
             SCORE: self._lesson.score(measured),
             BUDGET: rung.end,
             RUNG: place + 1,
-            TEXTS: self._texts,
-            "branch_texts": branch,
+            TEXTS: self.texts,
+            "branch_texts": self.texts - texts,
             "overhead_seconds": round(self.overhead, 2),
             "ended_at": time.time(),
             "metrics": {name: float(value) for name, value in measured.items()},
@@ -188,13 +202,26 @@ class _Run:
             WHOLE: last,
         }
 
-    def _take(self, rung: Rung, until: int) -> None:
-        """Steps of the trunk, or from its fork on of the rung's branch."""
+    def _take(self, rung: Rung, until: int, *, keep: bool) -> None:
+        """Steps of the trunk, or from its fork on of the rung's branch; `keep`: with checkpoints now and then."""
         self._trainer.schedule = self._schedule(rung, self._taken)
+        saved = time.monotonic()
         while self._taken < until:
             result = self._trainer.step(*divmod(self._taken, self._trainer.feed.steps))
             self._taken += 1
-            self._texts += result.texts
+            self.texts += result.texts
+            if keep and time.monotonic() - saved > self._save_every and not self._checkpoints.busy:
+                self._save()
+                saved = time.monotonic()
+
+    def _save(self) -> None:
+        progress = {
+            "taken": self._taken,
+            "texts": self.texts,
+            "precision": self._trainer.precision,
+            "scale": vars(self._trainer.scale),
+        }
+        self._checkpoints.save(self._taken, self._state(), progress, {"none": torch.zeros(1)})
 
     def _schedule(self, rung: Rung, taken: int) -> LambdaLR:
         for group in self._optimizer.param_groups:

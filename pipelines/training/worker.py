@@ -62,7 +62,7 @@ class WorkerJob:
 
 
 @contextlib.contextmanager
-def _telling_full_memory(lesson: Lesson) -> Iterator[None]:
+def telling_full_memory(lesson: Lesson) -> Iterator[None]:
     """Where memory does not suffice outside of a microbatch: for the optimizer's state, say, or in validation."""
     try:
         yield
@@ -81,7 +81,7 @@ def train_lanes(
     job: WorkerJob, checkpoints: Checkpoints, channel: Channel, rank: int, workers: int, device: torch.device
 ) -> FitState:
     """One worker's part of the run: owns the lanes rank, rank + workers, ... and ends with the model written."""
-    with _telling_full_memory(job.lesson):
+    with telling_full_memory(job.lesson):
         return _train_lanes(job, checkpoints, channel, rank, workers, device)
 
 

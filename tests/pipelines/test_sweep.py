@@ -1,6 +1,7 @@
 """sweep: rungs that compare like with like, trials that lose nothing, and a result that fine-tuning takes over."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from pipelines.progress import Progress
 from pipelines.stage import Task
 from pipelines.sweep import SweepSettings, SweepStageSettings, space_problem
 from pipelines.sweeping.ladder import cost, ladder
+from pipelines.sweeping.report import worth
 from pipelines.sweeping.resuming import begin
 from pipelines.sweeping.space import Distribution, with_values
 from pipelines.sweeping.trial import Trial, TrialJob
@@ -75,13 +77,13 @@ def test_the_last_rung_is_the_schedule_of_the_fine_tuning() -> None:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    make_prepared(folder / "prepared", rows=ROWS, noise=0.0, chunk_rows=16)
+    make_prepared(folder / "prepared", rows=ROWS, noise=0.2, chunk_rows=16)
     make_encoder(folder / "encoder")
     return folder
 
 
 def settings(data: Path, epochs: int = 2, **own: Any) -> SweepStageSettings:
-    tuned = {"encoder": str(data / "encoder"), "epochs": epochs, "microbatch": 4, "trackers": (), "dropout": 0.0}
+    tuned = {"encoder": str(data / "encoder"), "epochs": epochs, "microbatch": 4, "trackers": ()}
     return SweepStageSettings(
         sweep=SweepSettings(**({"space": SPACE, "trials": 6} | own)), finetune=FinetuneSettings(**tuned)
     )
@@ -118,7 +120,7 @@ def test_a_trial_begun_again_tells_what_it_told_and_ends_in_the_same_scores(data
     assert calm[-1]["texts"] > 2 * ROWS["train"], "the branches count as work done"
     job = job_of(data, tmp_path / "disturbed")
     first = climb(job, values, 2)
-    again = climb(job, values)
+    again = [first[0], *climb(job, values, 2)]  # It begins with what it told last.
     clocks = {"overhead_seconds", "ended_at"}
     plain, repeated = (
         [{name: value for name, value in rung.items() if name not in clocks} for rung in rungs]
@@ -126,6 +128,7 @@ def test_a_trial_begun_again_tells_what_it_told_and_ends_in_the_same_scores(data
     )
     assert repeated == plain
     assert again[:2] == first
+    assert not any(math.isclose(rung["metrics"]["log_loss"], calm[0]["metrics"]["log_loss"]) for rung in calm[1:])
 
 
 def test_values_that_cannot_be_trained_end_their_trial_alone(data: Path, tmp_path: Path) -> None:
@@ -150,7 +153,8 @@ def test_the_best_settings_are_found_and_taken_over(data: Path, tmp_path: Path) 
     assert stopped, "what falls behind is not trained to the end"
     best = max(whole, key=lambda each: float(each["rungs"][-1]["score"]))
     values = yaml.safe_load((tmp_path / "sweep" / "best.yaml").read_text())
-    assert values == best["values"] | {"finetune.schedule": "wsd", "finetune.decay": 0.2}
+    fixed = {"finetune.schedule": "wsd", "finetune.decay": 0.2, "finetune.patience": None}
+    assert values == best["values"] | fixed
     report = (tmp_path / "sweep" / "report.html").read_text()
     assert "finetune.learning_rate" in report
     assert list((tmp_path / "sweep" / "tensorboard").glob("trial-*/events*"))
@@ -164,7 +168,8 @@ def test_the_best_settings_are_found_and_taken_over(data: Path, tmp_path: Path) 
     assert tuned["swept.finetune.learning_rate"] == values["finetune.learning_rate"]
     history = json.loads((out / "history.json").read_text())
     # The last rung of a trial is that very run.
-    assert history["validations"][-1]["macro_f1"] == best["rungs"][-1]["score"] > 0.5
+    assert history["validations"][-1] == best["rungs"][-1]["metrics"]
+    assert best["rungs"][-1]["score"] > 0.5
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -184,8 +189,9 @@ def test_a_trial_whose_process_is_killed_goes_on(data: Path, tmp_path: Path) -> 
         records = tmp_path / "sweep" / "work" / "trials"
         while not list(records.glob("*/trial.json")):
             time.sleep(0.02)
-        for process in psutil.process_iter(["cmdline"]):
-            if " ".join(process.info["cmdline"] or []).startswith("ray::Trial"):
+        here = psutil.Process().children(recursive=True)  # Of this session's cluster alone.
+        for process in here:
+            if " ".join(process.cmdline()).startswith("ray::Trial"):
                 process.kill()
                 killed.append(process.pid)
                 return
@@ -242,6 +248,45 @@ def test_a_recipe_that_changed_since_is_told(data: Path, tmp_path: Path) -> None
         begin(after, anew=False)
     begin(after, anew=True)
     begin(after, anew=False)
+    (tmp_path / "sweep" / "two" / "artifact.json").write_text("{}")
+    begin(task(settings(data, trials=3), data, tmp_path / "sweep" / "three"), anew=False)
+
+
+def test_what_the_sweep_replaces_makes_no_other_sweep(data: Path) -> None:
+    first = settings(data)
+    tuned = first.finetune.model_copy(update={"learning_rate": 0.5, "patience": 3, "schedule": "cosine"})
+    assert first.model_copy(update={"finetune": tuned}).identity() == first.identity()
+    tuned = first.finetune.model_copy(update={"weight_decay": 0.5})
+    assert first.model_copy(update={"finetune": tuned}).identity() != first.identity()
+
+
+def test_class_weights_and_decay_are_those_of_the_trial(data: Path, tmp_path: Path) -> None:
+    base = {"finetune.learning_rate": 3e-3, "finetune.warmup": 0.1}
+    scores = [
+        climb(job_of(data, tmp_path / name), base | more, 1)[0]["metrics"]["log_loss"]
+        for name, more in (
+            ("plain", {}),
+            ("weights", {"finetune.class_weights": {"animal": 9.0}}),
+            ("decay", {"finetune.decay": 0.9}),
+        )
+    ]
+    assert len(set(scores)) == 3
+
+
+def test_the_best_trial_is_one_that_could_be_trained() -> None:
+    failed = {"rungs": [{"rung": 2, "score": 0.0, "whole": False, "failed": "the loss is not finite"}]}
+    stopped = {"rungs": [{"rung": 1, "score": 0.9, "whole": False}]}
+    whole = {"rungs": [{"rung": 3, "score": 0.8, "whole": True}]}
+    assert sorted([whole, failed, stopped], key=worth, reverse=True) == [whole, stopped, failed]
+
+
+def test_values_of_all_kinds_are_drawn() -> None:
+    from pipelines.figures import parallel_coordinates, scores
+
+    assert "<svg" in scores({"rung 1": [(None, 0.5), (0.1, 0.6), ("a", 0.7)]}, "dropout", "macro_f1")
+    assert "<svg" in scores({"rung 1": [(1e-4, 0.5)]}, "rate", "macro_f1", log=True)
+    lines = [([1e-4, None], 0.5), ([1e-3, "none"], 0.7)]
+    assert "<svg" in parallel_coordinates(["rate", "weights"], [True, False], lines, "macro_f1")
 
 
 @pytest.mark.parametrize(
@@ -279,6 +324,7 @@ def test_a_distribution_is_optunas() -> None:
         ("finetune.encoder.layers", {"int": [1, 2]}, "finetune.encoder.layers is no setting"),
         ("prepare.max_length", {"int": [8, 64]}, "'prepare.max_length' is no setting of finetune; all trials share"),
         ("learning_rate", {"uniform": [0.1, 0.2]}, "'learning_rate' is no setting of finetune"),
+        ("finetune.microbatch", {"log_uniform": [8, 32]}, "finetune.microbatch cannot be 16.88"),
         ("finetune.epochs", {"int": [1, 3]}, "finetune.epochs decides how long a trial is"),
         ("finetune.workers", {"int": [1, 3]}, "finetune.workers says how a run is carried out"),
         ("finetune.warmup", {"uniform": [0.0, 1.5]}, "finetune.warmup cannot be 1.5: Input should be less than 1"),
@@ -294,6 +340,13 @@ def test_a_space_that_does_not_fit_is_told(path: str, distribution: dict[str, An
 
 def test_a_space_reaches_into_parts() -> None:
     tuned = FinetuneSettings(encoder={"layers": 2})
+    odd = space_problem(SweepSettings(space={"finetune.encoder.heads": {"int": [1, 8]}}), tuned)
+    assert (
+        odd == "sweep.space: finetune.encoder.heads cannot be 3: must divide hidden_size, which is 256, and 3 does not"
+    )
+    assert space_problem(SweepSettings(space={"finetune.encoder.width": {"int": [1, 8]}}), tuned) == (
+        "sweep.space: finetune.encoder.width is no setting"
+    )
     assert space_problem(SweepSettings(space={"finetune.encoder.layers": {"int": [1, 4]}}), tuned) is None
     assert with_values(tuned, {"finetune.encoder.layers": 3}, "finetune").encoder.layers == 3
 
