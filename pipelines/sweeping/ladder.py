@@ -33,13 +33,12 @@ def ladder(steps: int, warmup: float, decay: float, rungs: int, reduction: float
     """
     warm = round(steps * warmup)
     found: list[Rung] = []
-    for place in reversed(range(rungs)):
-        after = (steps - warm) / reduction**place
-        end = min(warm + max(round(after), 1), steps)
-        fork = min(end - max(round(after * decay), 1), steps - 1) if decay else end
-        if not found or found[-1].end < end:
-            found.append(Rung(max(fork, 0), end))
-    return found
+    for place in range(rungs):
+        end = min(warm + max(round((steps - warm) / reduction**place), 1), steps)
+        rung = Rung(max(end - max(round((end - warm) * decay), 1), 0), end)
+        if not found or (rung.end < found[-1].end and rung.fork < found[-1].fork):
+            found.append(rung)
+    return found[::-1]
 
 
 def cost(rungs: list[Rung], reached: int) -> int:
