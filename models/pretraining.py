@@ -99,9 +99,11 @@ def fresh_model(objective: ObjectiveName, config: PreTrainedConfig) -> PreTraine
 
 def objective_problem(objective: ObjectiveName, kind: str) -> str | None:
     """What to say where it is not what this kind of model learns."""
-    if kind in _AUTO[objective][1]:
-        return None
     fitting = [name for name, (_, known) in _AUTO.items() if kind in known]
+    if "mlm" in fitting and "clm" in fitting:  # Encoders that can be told to be decoders, which no config here does.
+        fitting.remove("clm")
+    if objective in fitting:
+        return None
     advice = f"take {' or '.join(fitting)}" if fitting else "take another architecture"
     return f"{kind} models do not learn {objective}; {advice}"
 
