@@ -15,35 +15,30 @@ parts of them) begin, and `documents`, which rows of the sources they are.
 import hashlib
 import json
 import math
-import tempfile
 from collections import Counter
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
-from cluster.store import local_copy, telling_storage_errors, write_whole
+from cluster.store import telling_storage_errors, write_whole
 from models.settings import InputError, Settings
 from models.text import TextSettings
 from pipelines.parts import run_parts
-from pipelines.prepare import chunk_rows_for, step_counts
 from pipelines.prepared import INDEX, Index, SplitFile, SplitIndex
+from pipelines.preparing.chunking import step_counts
 from pipelines.preparing.clean_pass import CleanPass
 from pipelines.preparing.cleaning import CleaningSettings
 from pipelines.preparing.corpus import CorpusClean, CorpusSource, find_corpus, telling_source
-from pipelines.preparing.dataset_tokenizer import copy_tokenizer, train_tokenizer
-from pipelines.preparing.gather_pass import GatherPass, pieces_of, sample_texts
+from pipelines.preparing.corpus_tokenizer import copy_corpus_tokenizer, end_and_unknown, train_corpus_tokenizer
+from pipelines.preparing.gather_pass import GatherPass, pieces_of
 from pipelines.preparing.pack_pass import (
     Copies,
     PackedFile,
     PackPass,
     TokenPass,
-    WeighPass,
-    packed_files,
     shares_to_times,
 )
+from pipelines.preparing.pack_plan import plan_files
 from pipelines.preparing.pack_report import write_report
 from pipelines.preparing.rejected import write_rejected
 from pipelines.preparing.sources import sources_identity
@@ -134,7 +129,7 @@ def run(task: Task) -> dict[str, Any]:
     with telling_storage_errors(str(task.out)):
         task.work.mkdir(parents=True, exist_ok=True)
         if pack.tokenizer is None:
-            _copy_tokenizer(task)
+            copy_corpus_tokenizer(task)
     corpus = find_corpus(pack.sources, task.work / "fetched")
     cuts = []
     target = unit_bytes([source for _, source in corpus])
@@ -168,8 +163,8 @@ def run(task: Task) -> dict[str, Any]:
             )
     with telling_storage_errors(str(task.out)):
         if pack.tokenizer is not None:
-            _train_tokenizer(task, pack.tokenizer, counts["train"])
-        end, unknown = _end_and_unknown(task)
+            train_corpus_tokenizer(task, counts["train"])
+        end, unknown = end_and_unknown(task)
 
     text_bytes = sum(result["text_bytes"] for result in gathered)
     documents = file_plan(counts, 1, text_bytes)
@@ -190,7 +185,7 @@ def run(task: Task) -> dict[str, Any]:
                 f"pack.sources.{number}.weight: its texts would stand {copies.times[number]:,.0f} times in an epoch, "
                 f"more than {_MOST_TIMES}: lower it, or give more texts of this source."
             )
-    plan, chunk_rows, left_out = _plan(task, documents, tokenised, copies)
+    plan, chunk_rows, left_out = plan_files(task, documents, tokenised, copies)
     packing = PackPass(None, pack.length, chunk_rows, pack.seed, str(task.work), str(task.out))
     weighed = PackPass(copies, pack.length, chunk_rows, pack.seed, str(task.work), str(task.out))
     files = [(file, weighed if file.name.startswith("train/") else packing) for file in plan]
@@ -268,98 +263,12 @@ def _of(split: str, parts: list[OutputFile], results: list[dict[str, Any]]) -> l
     return [result for part, result in zip(parts, results, strict=True) if part.split == split]
 
 
-def _plan(
-    task: Task, documents: list[OutputFile], tokenised: list[dict[str, Any]], copies: Copies | None
-) -> tuple[list[PackedFile], int, int]:
-    """The files to write, the rows of a chunk, and how many documents are in no row for their source's weight."""
-    left_out = 0
-    pack: PackSettings = task.settings.pack
-    parts: dict[str, list[tuple[int, int, list[int]]]] = {split: [] for split in _SPLITS}
-    for number, (part, result) in enumerate(zip(documents, tokenised, strict=True)):
-        parts[part.split].append((number, result["documents"], [sum(result["tokens"])]))
-    if copies:
-        numbers = [number for number, _, _ in parts["train"]]
-        weigh = _Weigh(WeighPass(copies, str(task.work)), tuple(numbers))
-        known = [count for _, count, _ in parts["train"]]
-        results = run_parts("weigh", known, weigh, task.work / "weigh", task.progress)
-        left_out = sum(known) - sum(result["documents"][0] for result in results)
-        parts["train"] = [
-            (number, count, result["tokens"]) for number, count, result in zip(numbers, known, results, strict=True)
-        ]
-    rows = math.ceil(sum(sum(tokens) for _, _, tokens in parts["train"]) / pack.length)
-    chunk_rows = pack.chunk_rows or chunk_rows_for(rows)
-    files = packed_files("train", parts["train"], pack.length, chunk_rows, 0)
-    return (
-        [*files, *packed_files("validation", parts["validation"], pack.length, chunk_rows, rows)],
-        chunk_rows,
-        left_out,
-    )
-
-
-class _Weigh:
-    """Weighs the parts of the training split, which have other numbers among all parts."""
-
-    def __init__(self, weigh: WeighPass, numbers: tuple[int, ...]) -> None:
-        self._weigh, self._numbers = weigh, numbers
-
-    def __call__(self, number: int, documents: int) -> dict[str, Any]:
-        return self._weigh(self._numbers[number], documents)
-
-
 def _first_rows(units: list[tuple[int, Unit]], cleaned: list[dict[str, Any]], sources: int) -> tuple[int, ...]:
     """The first row of each source, rows being counted over all of them."""
     rows = [0] * sources
     for (number, _), result in zip(units, cleaned, strict=True):
         rows[number] += result["rows"]
     return tuple(sum(rows[:number]) for number in range(sources))
-
-
-def _copy_tokenizer(task: Task) -> None:
-    settings: PackStageSettings = task.settings
-    assert settings.encoder is not None
-    done = task.work / "tokenizer.done"
-    if not done.exists():
-        with tempfile.TemporaryDirectory() as scratch:
-            copy_tokenizer(
-                settings.encoder, settings.pack.length, task.out / "tokenizer", Path(scratch), "pack.length", "pretrain"
-            )
-        done.touch()
-
-
-def _train_tokenizer(task: Task, tokenizer: TokenizerSettings, train_rows: list[int]) -> None:
-    settings: PackStageSettings = task.settings
-    done = task.work / "tokenizer.done"
-    if done.exists():
-        return
-    texts = list(sample_texts(task.work, train_rows, pair=False))
-    with tempfile.TemporaryDirectory() as scratch:
-        size = train_tokenizer(
-            tokenizer,
-            settings.pack.length,
-            texts,
-            task.out / "tokenizer",
-            Path(scratch),
-            sentinels=settings.sentinels,
-        )
-    if size < tokenizer.vocabulary:
-        raise InputError(
-            f"pack.tokenizer.vocabulary is {tokenizer.vocabulary:,}, but the texts give only {size:,} tokens: lower "
-            "it, or give more texts."
-        )
-    done.touch()
-
-
-def _end_and_unknown(task: Task) -> tuple[int | None, int]:
-    """What must be put after each document: the tokenizer's end, where it puts nothing there by itself; and what
-    stands for what it does not know, -1 for nothing.
-    """
-    with local_copy(task.out / "tokenizer") as folder:
-        bare = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    ends = bare.num_special_tokens_to_add(False) > 0 or tokenizer.eos_token_id is None
-    return None if ends else int(tokenizer.eos_token_id), int(
-        -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
-    )
 
 
 def _mixture(

@@ -25,6 +25,7 @@ from models.settings import InputError, Settings
 from models.text import TextSettings
 from pipelines.parts import run_parts
 from pipelines.prepared import INDEX, SPLITS, Index, SplitFile, SplitIndex
+from pipelines.preparing.chunking import chunk_rows_for, step_counts
 from pipelines.preparing.clean_pass import CleanPass
 from pipelines.preparing.cleaning import CleaningSettings, check_classes
 from pipelines.preparing.data import DataSettings
@@ -32,7 +33,6 @@ from pipelines.preparing.dataset_tokenizer import copy_tokenizer, train_tokenize
 from pipelines.preparing.gather_pass import GatherPass, pieces_of, sample_texts
 from pipelines.preparing.rejected import write_rejected
 from pipelines.preparing.report import write_report
-from pipelines.preparing.sieve import STEPS
 from pipelines.preparing.sources import find_sources, sources_identity
 from pipelines.preparing.splitting import SplittingSettings
 from pipelines.preparing.tokenise_pass import TokenisePass, file_plan
@@ -45,9 +45,6 @@ NAME = "prepare"
 FORMAT = 4
 
 _PARTITION_BYTES = 2**26
-# A multiple of 24 chunks deals out evenly to 1, 2, 3, 4, 6 or 8 lanes; large ones let texts of like length meet.
-_CHUNKS_MULTIPLE = 24
-_SMALLEST_CHUNK, _LARGEST_CHUNK = 32, 4096
 
 
 class PrepareSettings(TokenisingSettings, SplittingSettings, CleaningSettings):
@@ -181,12 +178,6 @@ def run(task: Task) -> dict[str, Any]:
     return metrics
 
 
-def chunk_rows_for(rows: int) -> int:
-    """Rows in a chunk of a training set of `rows`."""
-    parts = math.ceil(rows / (_CHUNKS_MULTIPLE * _LARGEST_CHUNK))
-    return max(math.ceil(rows / (_CHUNKS_MULTIPLE * parts)), _SMALLEST_CHUNK)
-
-
 class _Clock:
     """Seconds of each phase. A resumed run's are of what was left to do."""
 
@@ -228,16 +219,6 @@ def _train_tokenizer(task: Task, tokenizer: TokenizerSettings, train_rows: list[
         with tempfile.TemporaryDirectory() as scratch:
             train_tokenizer(tokenizer, settings.prepare.max_length, texts, task.out / "tokenizer", Path(scratch))
         done.touch()
-
-
-def step_counts(results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """What each step dropped and changed."""
-    dropped: Counter[str] = Counter()
-    changed: Counter[str] = Counter()
-    for result in results:
-        dropped.update(result["dropped"])
-        changed.update(result.get("changed", {}))
-    return {step: {"dropped": dropped[step], "changed": changed[step]} for step in STEPS}
 
 
 LabelCounts = dict[str, dict[str, Counter[str]]]

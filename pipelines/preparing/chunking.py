@@ -1,0 +1,27 @@
+"""What both kinds of prepared datasets, of labelled texts and of packed rows, are made with."""
+
+import math
+from collections import Counter
+from typing import Any
+
+from pipelines.preparing.sieve import STEPS
+
+# A multiple of 24 chunks deals out evenly to 1, 2, 3, 4, 6 or 8 lanes; large ones let texts of like length meet.
+_CHUNKS_MULTIPLE = 24
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 32, 4096
+
+
+def chunk_rows_for(rows: int) -> int:
+    """Rows in a chunk of a training set of `rows`."""
+    parts = math.ceil(rows / (_CHUNKS_MULTIPLE * _LARGEST_CHUNK))
+    return max(math.ceil(rows / (_CHUNKS_MULTIPLE * parts)), _SMALLEST_CHUNK)
+
+
+def step_counts(results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """What each step dropped and changed."""
+    dropped: Counter[str] = Counter()
+    changed: Counter[str] = Counter()
+    for result in results:
+        dropped.update(result["dropped"])
+        changed.update(result.get("changed", {}))
+    return {step: {"dropped": dropped[step], "changed": changed[step]} for step in STEPS}
