@@ -106,7 +106,8 @@ def _epoch(number: int, feed: Feed, prepared: Prepared, ledger: NDArray[np.int64
     """Of an epoch that the run left after so many steps."""
     seen = np.zeros(feed.rows, dtype=np.uint8)
     skipped = np.zeros(feed.rows, dtype=bool)
-    due = np.zeros(feed.rows, dtype=bool)
+    # All rows of a whole epoch, whatever the feed plans; of one that the run left, those that were planned until then.
+    due = np.full(feed.rows, steps == feed.steps)
     astray, elsewhere = [], Counter[int]()
     for step, lane, planned, places in _plan(number, feed, prepared, steps):
         due[places] = True

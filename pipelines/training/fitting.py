@@ -55,8 +55,8 @@ class FitState:
     """Of training steps and their checkpoints, over all restarts; what a killed worker took along is not counted."""
     worker_seconds: float = 0.0
     """Of the steps, over all workers that there were."""
-    validated_at: list[tuple[int, float]] = field(default_factory=list)
-    """Of each validation: after how many steps, and after how many of these seconds."""
+    validated_at: list[int] = field(default_factory=list)
+    """Of each validation, after how many steps."""
     tokens: int = 0
     padded: int = 0
     precision: Precision | None = None
@@ -217,7 +217,7 @@ def fit(
         for tracker in trackers:
             tracker.log(len(state.losses), {f"validation/{name}": value for name, value in measured.items()})
         state.validations.append(measured)
-        state.validated_at.append((state.taken, state.seconds))
+        state.validated_at.append(state.taken)
         this = len(state.validations) - 1
         if (found := score(measured)) > state.best:
             keep_best(this, state.best_validation)

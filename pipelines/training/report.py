@@ -52,7 +52,7 @@ def write_pretraining_report(
 ) -> None:
     """Writes a pretraining's `report.html`."""
     validations: list[dict[str, float]] = history["validations"]
-    steps = [step for step, _ in history["validated_at"]]
+    steps: list[int] = history["validated_at"]
     curve = [(float(step), measured["loss"]) for step, measured in zip(steps, validations, strict=True)]
     told = "Of rows that are not trained on, with the same random draws each time; the lowest one's weights are kept."
     _render(

@@ -251,8 +251,8 @@ def _job(out: Path, packed: Path, **settings: Any) -> WorkerJob:
 
 def test_steps_end_a_run_within_an_epoch_and_patience_ends_it_early(run: Run, packed: Path) -> None:
     metrics, out = run(steps=7, validations=3, validation_rows=5)
-    assert (metrics["steps"], history_of(out)["validated_at"][-1][0]) == (7, 7)
-    assert [step for step, _ in history_of(out)["validated_at"]] == [3, 6, 7]
+    assert metrics["steps"] == 7
+    assert history_of(out)["validated_at"] == [3, 6, 7]
     prepared = Prepared(UPath(packed))
     feed = feed_over(prepared.index.splits["train"], 4, 4, 0)
     assert compare(feed, prepared, read_ledger(UPath(out)), 7).sentence == "exact"
