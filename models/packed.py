@@ -45,13 +45,14 @@ def accept_packed(model: PreTrainedModel, length: int, device: torch.device, pre
     Raises:
         InputError: this kind of model cannot keep documents apart, or knows no positions up to `length`.
     """
+    _check_positions(model, length)
     probe = _Probe(model, length)
     model.config.use_cache = False  # Of no use in training, and transformers looks for documents only without.
     reader = _Reader(model)
     model.register_forward_pre_hook(reader.within_documents, with_kwargs=True)
     if model.base_model is not model:
         model.base_model.register_forward_hook(reader.only_wanted)
-    probe.compare(reader.first)
+    probe.compare()
     if _has_flash(model, device, precision):
         os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # Else its gradients are not the same bits each time.
         model.set_attn_implementation(_FLASH)
@@ -65,6 +66,27 @@ def _has_flash(model: PreTrainedModel, device: torch.device, precision: Precisio
     return able and bool(model._supports_flash_attn)
 
 
+def _position_tables(model: PreTrainedModel) -> list[nn.Embedding]:
+    """Of the positions that a model has learnt."""
+    base = model.base_model
+    found = [getattr(module, "position_embeddings", None) for module in base.modules()] + [getattr(base, "wpe", None)]
+    return [table for table in found if isinstance(table, nn.Embedding)]
+
+
+def _first_position(table: nn.Embedding) -> int:
+    """RoBERTa and its kin number positions from after their padding's index on."""
+    return 0 if table.padding_idx is None else table.padding_idx + 1
+
+
+def _check_positions(model: PreTrainedModel, length: int) -> None:
+    known = [table.num_embeddings - _first_position(table) for table in _position_tables(model)]
+    if known and min(known) < length:
+        raise InputError(
+            f"pack.length is {length}, but the encoder (pretrain.encoder) has only {min(known)} positions: lower it, or "
+            "take an encoder with more."
+        )
+
+
 class _Reader:
     """The hooks of a model."""
 
@@ -73,11 +95,7 @@ class _Reader:
         self._causal = getattr(model.config, "is_decoder", False) or type(model).__name__.endswith(
             ("ForCausalLM", "LMHeadModel")
         )
-        # RoBERTa and its kin number positions from after their padding's index on.
-        tables = (getattr(module, "position_embeddings", None) for module in model.base_model.modules())
-        known = [table.padding_idx for table in tables if isinstance(table, nn.Embedding)]
-        self.first = known[0] + 1 if known and known[0] is not None else 0
-        """The position of a document's first token."""
+        self._first = max((_first_position(table) for table in _position_tables(model)), default=0)
         self.end_to_end = False
         """Whether all rows are laid into one, whose documents the attention tells by their positions alone."""
         self._wanted: Tensor | None = None
@@ -96,7 +114,7 @@ class _Reader:
             given["attention_mask"] = together(targets, documents)
             given["decoder_attention_mask"] = together(targets, targets) & earlier
             return positional, given
-        given |= {"position_ids": positions_of(documents) + self.first, "attention_mask": None}
+        given |= {"position_ids": positions_of(documents) + self._first, "attention_mask": None}
         if self.end_to_end:
             given |= {name: given[name].flatten()[None] for name in ("input_ids", "position_ids")}
             self._wanted = self._wanted if self._wanted is None else self._wanted.flatten()[None]
@@ -139,8 +157,8 @@ class _Probe:
         with self._asking():
             self._alone = torch.cat([self._said(document[None]) for document in self._documents])
 
-    def compare(self, first: int) -> None:
-        """Raises InputError where it says anything else of the row; `first` is the position of a first token."""
+    def compare(self) -> None:
+        """Raises InputError where it says anything else of the row."""
         ids = torch.cat(self._documents)[None]
         numbers = torch.cat([torch.full_like(each, place + 1) for place, each in enumerate(self._documents)])[None]
         with self._asking():
@@ -149,14 +167,6 @@ class _Probe:
             raise InputError(
                 f"pretrain.encoder: in {self._model.config.model_type} models, documents in one row would see each "
                 "other; take another architecture."
-            )
-        tables = [getattr(module, "position_embeddings", None) for module in self._model.base_model.modules()]
-        tables += [getattr(self._model.base_model, "wpe", None)]
-        known = [table.num_embeddings - first for table in tables if isinstance(table, nn.Embedding)]
-        if known and min(known) < self._length:
-            raise InputError(
-                f"pack.length is {self._length}, but the encoder (pretrain.encoder) has only {min(known)} positions: "
-                "lower it, or take an encoder with more."
             )
 
     def _said(self, ids: Tensor, numbers: Tensor | None = None) -> Tensor:
