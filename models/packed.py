@@ -82,8 +82,8 @@ def _check_positions(model: PreTrainedModel, length: int) -> None:
     known = [table.num_embeddings - _first_position(table) for table in _position_tables(model)]
     if known and min(known) < length:
         raise InputError(
-            f"pack.length is {length}, but the encoder (pretrain.encoder) has only {min(known)} positions: lower it, or "
-            "take an encoder with more."
+            f"pack.length is {length}, but the encoder (pretrain.encoder) has only {min(known)} positions: lower it, "
+            "or take an encoder with more."
         )
 
 
