@@ -130,7 +130,7 @@ def test_audit_proves_the_run_exact(finished: Finished, command: Command) -> Non
     assert (outcome.status, outcome.out.splitlines()[-1]) == (0, "exact"), outcome.err
     other = command("audit", finished.prints["prepare"], *store)
     assert other.status == 2
-    assert "is no fine-tuning run with a ledger" in other.err
+    assert "is no training run with a ledger" in other.err
 
 
 def test_check_tells_what_would_run(finished: Finished, command: Command) -> None:
@@ -217,7 +217,10 @@ def test_serve_answers_over_http_and_ends(finished: Finished, tmp_path: Path) ->
         (["check", "{recipe}", "finetune.encoder=/nowhere"], "/nowhere"),
         (["check", "{recipe}", "data.source=/nowhere.csv"], "/nowhere.csv does not exist"),
         (["check", "{recipe}", "store=/dev/null/x"], "a part of the path is a file, not a folder"),
-        (["run", "{recipe}", "--until", "deploy"], "--until deploy: there is no such stage; there are prepare, finet"),
+        (
+            ["run", "{recipe}", "--until", "deploy"],
+            "the recipe has no stage deploy; it has prepare, finetune, evaluate.",
+        ),
         (["prepare", "{recipe}", "data.text=txt"], "has no column 'txt'; did you mean 'text'?"),
         (["status", "--store", "nowhere"], "there is no store at nowhere"),
         (["show", "ffff", "--store", "{store}"], "has no artifact ffff"),

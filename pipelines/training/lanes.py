@@ -135,9 +135,9 @@ class LaneReader(Generic[Kind]):
         feed: Feed,
         read: Callable[[int], Kind],
         lanes: Sequence[int],
-        batch: Callable[[Kind, NDArray[np.int64], int], Batch],
+        batch: Callable[[Kind, NDArray[np.int64], tuple[int, int, int]], Batch],
     ) -> None:
-        """`batch` makes a microbatch of a chunk's rows at some positions, and of a seed for what is drawn."""
+        """`batch` makes a microbatch of a chunk's rows at some positions, for (epoch, step, lane)."""
         self._feed, self._read, self._lanes, self._make = feed, read, tuple(lanes), batch
         self._open: dict[int, tuple[int, int, Kind, NDArray[np.int64]]] = {}
         self._ahead: dict[int, tuple[int, Future[Kind]]] = {}
@@ -153,7 +153,7 @@ class LaneReader(Generic[Kind]):
             self._open[lane] = (epoch, place.chunk, chunk, self._feed.chunk_order(epoch, place.chunk, chunk.lengths))
             self._look_ahead(epoch, step, lane)
         _, _, chunk, order = self._open[lane]
-        return self._make(chunk, order[place.start : place.stop], self._feed.draw_seed(epoch, step, lane))
+        return self._make(chunk, order[place.start : place.stop], (epoch, step, lane))
 
     def _take(self, lane: int, number: int) -> Kind:
         ahead = self._ahead.pop(lane, None)

@@ -121,8 +121,8 @@ class Pretraining:
             numbers = range(number * stored, min((number + 1) * stored, split.chunks))
             return PackedChunk.read(packed, "train", numbers, int(tokenizer.pad_token_id))
 
-        def batch(chunk: PackedChunk, items: NDArray[np.int64], draw_seed: int) -> Batch:
-            lesson = objective.lesson(*chunk.packed(items), mix(draw_seed, _MASKS))
+        def batch(chunk: PackedChunk, items: NDArray[np.int64], place: tuple[int, int, int]) -> Batch:
+            lesson = objective.lesson(*chunk.packed(items), mix(feed.draw_seed(*place), _MASKS))
             return Batch(lesson.inputs, {"targets": lesson.targets}, chunk.rows[items].tolist(), max(lesson.count, 1))
 
         return LaneReader(feed, read, lanes, batch).batch
