@@ -14,7 +14,6 @@ parts of them) begin, and `documents`, which rows of the sources they are.
 
 import hashlib
 import json
-import math
 from collections import Counter
 from typing import Any, Literal, Self
 
@@ -25,7 +24,7 @@ from models.settings import InputError, Settings
 from models.text import TextSettings
 from pipelines.parts import run_parts
 from pipelines.prepared import INDEX, Index, SplitFile, SplitIndex
-from pipelines.preparing.chunking import step_counts
+from pipelines.preparing.chunking import partitions_for, step_counts
 from pipelines.preparing.clean_pass import CleanPass
 from pipelines.preparing.cleaning import CleaningSettings
 from pipelines.preparing.corpus import CorpusClean, CorpusSource, find_corpus, telling_source
@@ -33,12 +32,11 @@ from pipelines.preparing.corpus_tokenizer import copy_corpus_tokenizer, end_and_
 from pipelines.preparing.gather_pass import GatherPass, pieces_of
 from pipelines.preparing.pack_pass import (
     Copies,
-    PackedFile,
     PackPass,
     TokenPass,
     shares_to_times,
 )
-from pipelines.preparing.pack_plan import plan_files
+from pipelines.preparing.pack_plan import PACKED_SPLITS, plan_files
 from pipelines.preparing.pack_report import write_report
 from pipelines.preparing.rejected import write_rejected
 from pipelines.preparing.sources import sources_identity
@@ -52,8 +50,6 @@ from pipelines.stage import Task
 NAME = "pack"
 FORMAT = 1
 
-_PARTITION_BYTES = 2**26
-_SPLITS = ("train", "validation")
 _MOST_TIMES = 100
 # The training split of a prepared dataset, which the same digests have made, has validation rows of its own.
 _SALT = 1
@@ -140,7 +136,7 @@ def run(task: Task) -> dict[str, Any]:
         (number, Unit(source, *bounds)) for (number, source), ends in zip(corpus, cuts, strict=True) for bounds in ends
     ]
     plain_units = [unit for _, unit in units]
-    partitions = max(1, math.ceil(sum(source.size for _, source in corpus) / _PARTITION_BYTES))
+    partitions = partitions_for(source for _, source in corpus)
     splitting = SplittingSettings(
         deduplicate=pack.deduplicate, validation_share=pack.validation_share, test_share=0.0, seed=pack.seed
     )
@@ -152,7 +148,7 @@ def run(task: Task) -> dict[str, Any]:
     gathering = GatherPass(data[0].model_copy(update={"labels": ()}), splitting, given, str(task.work), salt=_SALT)
     pieces = pieces_of(plain_units, cleaned, partitions)
     gathered = run_parts("gather", pieces, gathering, task.work / "gather", task.progress)
-    counts = {split: [result["rows"].get(split, 0) for result in gathered] for split in _SPLITS}
+    counts = {split: [result["rows"].get(split, 0) for result in gathered] for split in PACKED_SPLITS}
     rows_in = sum(result["rows"] for result in cleaned)
     steps = step_counts(cleaned + gathered)
     for split, parts in counts.items():
@@ -173,7 +169,7 @@ def run(task: Task) -> dict[str, Any]:
     tokenised = run_parts("tokens", documents, tokens, task.work / "tokens", task.progress)
     by_source = [
         [sum(column) for column in zip(*(r["tokens"] for r in _of(split, documents, tokenised)), strict=True)]
-        for split in _SPLITS
+        for split in PACKED_SPLITS
     ]
     copies = None
     if pack.sources[0].weight is not None:
@@ -186,13 +182,11 @@ def run(task: Task) -> dict[str, Any]:
                 f"more than {_MOST_TIMES}: lower it, or give more texts of this source."
             )
     plan, chunk_rows, left_out = plan_files(task, documents, tokenised, copies)
-    packing = PackPass(None, pack.length, chunk_rows, pack.seed, str(task.work), str(task.out))
-    weighed = PackPass(copies, pack.length, chunk_rows, pack.seed, str(task.work), str(task.out))
-    files = [(file, weighed if file.name.startswith("train/") else packing) for file in plan]
-    written = run_parts("pack", files, _call, task.work / "pack", task.progress)
+    packing = PackPass(pack.length, chunk_rows, pack.seed, str(task.work), str(task.out))
+    written = run_parts("pack", plan, packing, task.work / "pack", task.progress)
 
     splits = {}
-    for split in _SPLITS:
+    for split in PACKED_SPLITS:
         parts_of = [(file, r) for file, r in zip(plan, written, strict=True) if file.name.startswith(f"{split}/")]
         splits[split] = SplitIndex(
             rows=sum(r["rows"] for _, r in parts_of),
@@ -252,11 +246,6 @@ def run(task: Task) -> dict[str, Any]:
     with telling_storage_errors(str(task.out)):
         write_report(task.out / "report.html", task.recipe, metrics, steps, mixture, lengths, pack.length)
     return metrics
-
-
-def _call(number: int, part: tuple[PackedFile, PackPass]) -> dict[str, Any]:
-    file, packing = part
-    return packing(number, file)
 
 
 def _of(split: str, parts: list[OutputFile], results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ holds one unit (at most 32 MiB of source) or one partition (about 64 MiB), some 
 counts. Cost: about 95% of the time is the tokenizer's (and ftfy's, where texts are damaged).
 """
 
-import math
 import tempfile
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from models.settings import InputError, Settings
 from models.text import TextSettings
 from pipelines.parts import run_parts
 from pipelines.prepared import INDEX, SPLITS, Index, SplitFile, SplitIndex
-from pipelines.preparing.chunking import chunk_rows_for, step_counts
+from pipelines.preparing.chunking import chunk_rows_for, partitions_for, step_counts
 from pipelines.preparing.clean_pass import CleanPass
 from pipelines.preparing.cleaning import CleaningSettings, check_classes
 from pipelines.preparing.data import DataSettings
@@ -43,8 +42,6 @@ from pipelines.stage import Task
 
 NAME = "prepare"
 FORMAT = 4
-
-_PARTITION_BYTES = 2**26
 
 
 class PrepareSettings(TokenisingSettings, SplittingSettings, CleaningSettings):
@@ -97,7 +94,7 @@ def run(task: Task) -> dict[str, Any]:
     units = [Unit(source, *bounds) for source, ends in zip(sources, cuts, strict=True) for bounds in ends]
     clock.lap("look")
 
-    partitions = max(1, math.ceil(sum(source.size for source in sources) / _PARTITION_BYTES))
+    partitions = partitions_for(sources)
     # Of the settings each pass gets its own part: to load this module costs a worker seconds.
     splitting = prepare.only(SplittingSettings)
     cleaning = CleanPass(settings.data, prepare.only(CleaningSettings), splitting, partitions, str(task.work))

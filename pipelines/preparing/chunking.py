@@ -2,13 +2,21 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
+from pipelines.preparing.formats import Source
 from pipelines.preparing.sieve import STEPS
 
 # A multiple of 24 chunks deals out evenly to 1, 2, 3, 4, 6 or 8 lanes; large ones let texts of like length meet.
 _CHUNKS_MULTIPLE = 24
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 32, 4096
+_PARTITION_BYTES = 2**26
+
+
+def partitions_for(sources: Iterable[Source]) -> int:
+    """Into how many key ranges the rows of some sources are dealt."""
+    return max(1, math.ceil(sum(source.size for source in sources) / _PARTITION_BYTES))
 
 
 def chunk_rows_for(rows: int) -> int:

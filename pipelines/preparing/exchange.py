@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from upath import UPath
 
@@ -67,6 +68,15 @@ def write_bytes(path: UPath, content: Any) -> None:
     """Writes a file whole: a reader, or a rerun after a crash, never sees a part of it."""
     with writing_whole(path) as stream:
         stream.write(content)
+
+
+def write_chunks(path: UPath, table: pa.Table, chunk_rows: int) -> None:
+    """Writes rows as Parquet, a row group for each chunk of them, whole or not at all."""
+    buffer = pa.BufferOutputStream()
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd", use_dictionary=False) as writer:
+        for start in range(0, len(table), chunk_rows):
+            writer.write_table(table.slice(start, chunk_rows), row_group_size=chunk_rows)
+    write_bytes(path, buffer.getvalue())
 
 
 @contextlib.contextmanager

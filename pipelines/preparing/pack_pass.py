@@ -10,23 +10,20 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from upath import UPath
 
 from models.feed import mix, mix_range
 from models.packing import pack
-from pipelines.preparing.exchange import read_rows, write_bytes, write_rows
+from pipelines.preparing.exchange import read_rows, write_chunks, write_rows
 from pipelines.preparing.sieve import whole
 from pipelines.preparing.splitting import mix as mix_keys
-from pipelines.preparing.tokenise_pass import OutputFile
-from pipelines.preparing.tokenising import Encoder
+from pipelines.preparing.tokenise_pass import OutputFile, count_lengths, encoder_of
 
 _WHOLE = 2**31 - 1
 _SMALLEST_FILE, _LARGEST_FILE, _FILES_WANTED = 2**18, 2**22, 16
@@ -46,15 +43,9 @@ class TokenPass:
     out: str
 
     def __call__(self, number: int, part: OutputFile) -> dict[str, Any]:
-        folder = UPath(self.work)
-        table = pa.concat_tables(
-            [
-                read_rows(folder / "gather" / f"{partition:06d}-{part.split}.rows", start, stop)
-                for partition, start, stop in part.slices
-            ]
-        ).combine_chunks()
+        table = part.read(UPath(self.work))
         texts = whole(table["text"])
-        tokens = _encoder(self.out).encode(texts.to_pylist())
+        tokens = encoder_of(self.out, _WHOLE).encode(texts.to_pylist())
         ids, lengths = tokens.ids, tokens.lengths.astype(np.int64)
         if self.end is not None:
             ids = np.insert(ids, np.cumsum(lengths), self.end)
@@ -67,20 +58,14 @@ class TokenPass:
             "source": pa.array(source.astype(np.int16)),
             "ids": pa.ListArray.from_arrays(offsets, pa.array(ids.astype(np.int32))),
         }
-        write_rows(folder / "tokens" / f"{number:06d}.rows", pa.table(columns))
-        counted, counts = np.unique(lengths, return_counts=True)
+        write_rows(UPath(self.work) / "tokens" / f"{number:06d}.rows", pa.table(columns))
         return {
             "documents": len(rows),
             "tokens": np.bincount(source, lengths, len(self.firsts)).astype(int).tolist(),
             "bytes": pc.sum(pc.binary_length(texts)).as_py() or 0,
             "unknown": int((ids == self.unknown).sum()),
-            "lengths": dict(zip(map(str, counted.tolist()), counts.tolist(), strict=True)),
+            "lengths": count_lengths(lengths),
         }
-
-
-@lru_cache(maxsize=1)
-def _encoder(out: str) -> Encoder:
-    return Encoder((UPath(out) / "tokenizer" / "tokenizer.json").read_bytes(), _WHOLE)
 
 
 @dataclass(frozen=True)
@@ -112,8 +97,9 @@ class WeighPass:
     copies: Copies
     work: str
 
-    def __call__(self, number: int, documents: int) -> dict[str, Any]:
-        rows, sources, _, lengths = _documents(self.work, number, documents)
+    def __call__(self, _: int, part: tuple[int, int]) -> dict[str, Any]:
+        """`part` is a part's number among those of all splits, and how many documents it has."""
+        rows, sources, _ids, lengths = _documents(self.work, *part)
         copies = self.copies.of(rows, sources)
         tokens = [int(lengths[copies > turn].sum()) for turn in range(self.copies.rounds)]
         return {"tokens": tokens, "documents": [int((copies > turn).sum()) for turn in range(self.copies.rounds)]}
@@ -138,13 +124,14 @@ class PackedFile:
     name: str
     first_row: int
     stream: tuple[StreamPart, ...]
+    copies: Copies | None
+    """Of the split's documents; None where each stands there once."""
 
 
 @dataclass(frozen=True)
 class PackPass:
     """A file's part of the stream becomes full rows, in an order of their own, written as whole chunks."""
 
-    copies: Copies | None
     length: int
     chunk_rows: int
     seed: int
@@ -159,7 +146,7 @@ class PackPass:
             if part.part != opened[0]:
                 opened = part.part, _documents(self.work, part.part, part.documents)
             rows, sources, ids, lengths = opened[1]
-            there = self.copies.of(rows, sources) > part.turn if self.copies else np.ones(len(rows), bool)
+            there = file.copies.of(rows, sources) > part.turn if file.copies else np.ones(len(rows), bool)
             ends = np.cumsum(lengths)
             places = np.cumsum(lengths * there)
             first, last = np.searchsorted(places, (part.start, part.stop - 1), side="right")
@@ -175,11 +162,7 @@ class PackPass:
         # A row that is not full stands last.
         order = np.concatenate([order[order != len(packed) - 1], [len(packed) - 1]])
         table = self._table(file.first_row, [packed[place] for place in order], pieces, documents)
-        buffer = pa.BufferOutputStream()
-        with pq.ParquetWriter(buffer, table.schema, compression="zstd", use_dictionary=False) as writer:
-            for start in range(0, len(table), self.chunk_rows):
-                writer.write_table(table.slice(start, self.chunk_rows), row_group_size=self.chunk_rows)
-        write_bytes(UPath(self.out) / file.name, buffer.getvalue())
+        write_chunks(UPath(self.out) / file.name, table, self.chunk_rows)
         long = sum(len(piece) > self.length for piece in pieces)
         in_one = sum(len(piece) == len(pieces[piece.document]) for row in packed for piece in row)
         return {
@@ -230,6 +213,7 @@ def packed_files(
     length: int,
     chunk_rows: int,
     first_row: int,
+    copies: Copies | None = None,
 ) -> list[PackedFile]:
     """The files of a split, each of whole chunks of full rows, but for the last.
 
@@ -257,7 +241,9 @@ def packed_files(
             for part, end in zip(stream, ends, strict=True)
             if end > start and end - part.stop < stop
         ]
-        files.append(PackedFile(f"{split}/part-{number:05d}.parquet", first_row + start // length, tuple(taken)))
+        files.append(
+            PackedFile(f"{split}/part-{number:05d}.parquet", first_row + start // length, tuple(taken), copies)
+        )
     return files
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from upath import UPath
 
 from models.labels import LabelColumn
-from pipelines.preparing.exchange import read_rows, write_bytes
+from pipelines.preparing.exchange import read_rows, write_chunks
 from pipelines.preparing.sieve import whole
 from pipelines.preparing.tokenising import Encoder
 
@@ -27,6 +27,14 @@ class OutputFile:
     slices: tuple[tuple[int, int, int], ...]
     """Partition, first row, end row."""
 
+    def read(self, work: UPath) -> pa.Table:
+        """The rows, as the pass before has left them."""
+        parts = [
+            read_rows(work / "gather" / f"{part:06d}-{self.split}.rows", start, stop)
+            for part, start, stop in self.slices
+        ]
+        return pa.concat_tables(parts).combine_chunks()
+
 
 @dataclass(frozen=True)
 class TokenisePass:
@@ -39,13 +47,10 @@ class TokenisePass:
     out: str
 
     def __call__(self, number: int, file: OutputFile) -> dict[str, Any]:
-        folder = UPath(self.work) / "gather"
-        table = pa.concat_tables(
-            [read_rows(folder / f"{part:06d}-{file.split}.rows", start, stop) for part, start, stop in file.slices]
-        ).combine_chunks()
+        table = file.read(UPath(self.work))
         texts = table["text"].to_pylist()
         pair = "text_pair" in table.column_names
-        encoder = _encoder(self.out, self.max_length)
+        encoder = encoder_of(self.out, self.max_length)
         tokens = encoder.encode_pairs(texts, table["text_pair"].to_pylist()) if pair else encoder.encode(texts)
         columns: dict[str, Any] = {"row": table["row"], "text": table["text"]}
         if pair:
@@ -54,26 +59,27 @@ class TokenisePass:
         for label in self.labels:
             columns[f"label:{label.name}"] = class_indices(whole(table[f"label:{label.name}"]), label)
         columns |= {name: table[name] for name in table.column_names if name.startswith("column:")}
-        buffer = pa.BufferOutputStream()
         finished = pa.table(columns)
-        with pq.ParquetWriter(buffer, finished.schema, compression="zstd", use_dictionary=False) as writer:
-            for start in range(0, len(finished), self.chunk_rows):
-                writer.write_table(finished.slice(start, self.chunk_rows), row_group_size=self.chunk_rows)
-        write_bytes(UPath(self.out) / file.name, buffer.getvalue())
-        lengths, counts = np.unique(tokens.lengths, return_counts=True)
+        write_chunks(UPath(self.out) / file.name, finished, self.chunk_rows)
         return {
             "rows": len(finished),
             "chunks": -(-len(finished) // self.chunk_rows),
             "tokens": int(tokens.lengths.sum()),
             "truncated": int(tokens.truncated.sum()),
-            "lengths": dict(zip(map(str, lengths.tolist()), counts.tolist(), strict=True)),
+            "lengths": count_lengths(tokens.lengths),
         }
 
 
 @lru_cache(maxsize=1)
-def _encoder(out: str, max_length: int) -> Encoder:
+def encoder_of(out: str, max_length: int) -> Encoder:
     """Kept by a worker process from task to task: large vocabularies take a second to load."""
     return Encoder((UPath(out) / "tokenizer" / "tokenizer.json").read_bytes(), max_length)
+
+
+def count_lengths(lengths: NDArray[np.integer[Any]]) -> dict[str, int]:
+    """How many texts have each length; the keys are those of JSON."""
+    found, counts = np.unique(lengths, return_counts=True)
+    return dict(zip(map(str, found.tolist()), counts.tolist(), strict=True))
 
 
 def file_plan(counts: dict[str, list[int]], chunk_rows: int, text_bytes: int) -> list[OutputFile]:

@@ -24,6 +24,7 @@ from models.settings import InputError
 from pipelines import prepare
 from pipelines.prepare import PrepareSettings, PrepareStageSettings
 from pipelines.prepared import Prepared
+from pipelines.preparing import chunking
 from pipelines.preparing.data import DataSettings
 from pipelines.progress import Progress
 from pipelines.stage import Task
@@ -125,7 +126,7 @@ def test_the_order_is_of_the_seed_not_of_the_partitions(
 ) -> None:
     source = {"source": write_jsonl(tmp_path / "a.jsonl", salad(2, 500))}
     _, one = run(settings(encoder, source), tmp_path / "one")
-    monkeypatch.setattr(prepare, "_PARTITION_BYTES", 4000)
+    monkeypatch.setattr(chunking, "_PARTITION_BYTES", 4000)
     monkeypatch.setattr("pipelines.preparing.units._SMALLEST", 5000)
     monkeypatch.setattr("pipelines.preparing.tokenise_pass._SMALLEST_FILE", 3000)
     _, many = run(settings(encoder, source), tmp_path / "many")
