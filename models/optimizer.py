@@ -30,6 +30,11 @@ def wsd_rate(step: int, warm: int, fork: int, end: int) -> float:
     return max(end - step, 0) / (end - fork + 1)
 
 
+def wsd_fork(warm: int, end: int, decay: float) -> int:
+    """The step at which the rate begins to fall, where it does so over a share `decay` of those after the warm-up."""
+    return end - max(round((end - warm) * decay), 1)
+
+
 def build_schedule(optimizer: AdamW, kind: str, steps: int, warmup: float, decay: float = 0.2) -> LRScheduler:
     """A learning rate schedule over `steps`, the share `warmup` of them rising: `wsd`, or transformers' of that name.
 
@@ -37,8 +42,7 @@ def build_schedule(optimizer: AdamW, kind: str, steps: int, warmup: float, decay
     """
     if kind == "wsd":
         warm = round(steps * warmup)
-        fork = steps - max(round((steps - warm) * decay), 1)
-        return LambdaLR(optimizer, partial(wsd_rate, warm=warm, fork=fork, end=steps))
+        return LambdaLR(optimizer, partial(wsd_rate, warm=warm, fork=wsd_fork(warm, steps, decay), end=steps))
     name = "constant_with_warmup" if kind == "constant" else kind
     schedule: LRScheduler = get_scheduler(
         name, optimizer, num_warmup_steps=round(steps * warmup), num_training_steps=steps

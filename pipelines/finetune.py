@@ -70,7 +70,7 @@ def run(task: Task) -> dict[str, Any]:
         from pipelines.sweeping.best import best_values, swept  # Imports Optuna.
 
         taken_over = best_values(task.inputs["sweep"].path)
-        settings = swept(settings, task.inputs["sweep"].path, NAME)
+        settings = swept(settings, taken_over, NAME)
         task.progress.tell("  from the sweep: " + ", ".join(f"{path}={value}" for path, value in taken_over.items()))
     lesson = lesson_of(task, settings)
     split = Prepared(lesson.prepared).index.splits["train"]

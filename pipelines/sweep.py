@@ -19,7 +19,7 @@ from pipelines.stage import Task
 from pipelines.sweeping.best import BEST
 from pipelines.sweeping.report import importances, worth, write_hparams, write_report
 from pipelines.sweeping.resuming import begin
-from pipelines.sweeping.searching import Search, SearchName, StopName, run_trials, told_values, why_ended
+from pipelines.sweeping.searching import SearchName, StopName, run_trials, told_values, why_ended
 from pipelines.sweeping.space import Distribution, with_values
 from pipelines.sweeping.trial import SCORE, TEXTS, WHOLE, TrialJob
 
@@ -143,16 +143,7 @@ def run(task: Task) -> dict[str, Any]:
         begin(task, anew=sweep.anew)
     varied = settings.finetune.model_copy(update={"schedule": "wsd"})
     job = TrialJob(lesson_of(task, varied), task.work, sweep.rungs, sweep.reduction)
-    search = Search(
-        space=sweep.space,
-        trials=sweep.trials,
-        search=sweep.search,
-        stop=sweep.stop,
-        start=sweep.start,
-        seed=sweep.seed,
-        max_failures=sweep.max_failures,
-    )
-    found = run_trials(job, search, task.progress)
+    found = run_trials(job, sweep, task.progress)
     trials = [{**each, "ended": why_ended(job, each["values"])} for each in found]
     whole = [each for each in trials if each["rungs"][-1][WHOLE]]
     best = max(trials, key=worth)
@@ -162,16 +153,17 @@ def run(task: Task) -> dict[str, Any]:
     with telling_storage_errors(str(task.out)):
         write_whole(task.out / BEST, yaml.safe_dump(values, sort_keys=False))
         write_whole(task.out / "trials.json", json.dumps(trials, indent=1))
+    weights = importances(sweep.space, trials)
     metrics = {
         "trials": len(trials),
         "finished": len(whole),
         "best_score": best["rungs"][-1][SCORE],
         **{f"best.{path}": value for path, value in best["values"].items()},
-        **{f"importance.{path}": round(value, 4) for path, value in importances(sweep.space, trials).items()},
+        **{f"importance.{path}": round(value, 4) for path, value in weights.items()},
         "texts_trained": sum(each["rungs"][-1][TEXTS] for each in trials),
     }
     with telling_storage_errors(str(task.out)):
-        write_report(task.out, task.recipe, settings.finetune.metric, sweep.space, trials, metrics)
+        write_report(task.out, task.recipe, settings.finetune.metric, sweep.space, trials, weights, metrics)
         write_hparams(task.out, settings.finetune.metric, trials)
     rows: list[tuple[str, ...]] = [("best", f"{metrics['best_score']:.4f}", told_values(best["values"]))]
     rows.append(("trials", f"{len(trials)}", f"{len(whole)} of them to the end"))

@@ -1,5 +1,6 @@
 """What a sweep has found, as the fine-tuning that builds on it takes it over."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -19,13 +20,13 @@ def best_values(sweep: UPath) -> dict[str, Any]:
     return values
 
 
-def swept(settings: Settings, sweep: UPath, section: str) -> Any:
+def swept(settings: Settings, values: Mapping[str, Any], section: str) -> Any:
     """The settings of a section with a sweep's best values in their place.
 
     Raises:
         InputError: they do not fit.
     """
     try:
-        return with_values(settings, best_values(sweep), section)
+        return with_values(settings, values, section)
     except (ValidationError, KeyError, TypeError) as error:
-        raise InputError(f"{sweep / BEST} does not fit {section}: {first_line(error)}") from error
+        raise InputError(f"the sweep's {BEST} does not fit {section}: {first_line(error)}") from error

@@ -14,6 +14,8 @@ beyond the trunk is its decay.
 
 from dataclasses import dataclass
 
+from models.optimizer import wsd_fork
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -35,12 +37,7 @@ def ladder(steps: int, warmup: float, decay: float, rungs: int, reduction: float
     found: list[Rung] = []
     for place in range(rungs):
         end = min(warm + max(round((steps - warm) / reduction**place), 1), steps)
-        rung = Rung(max(end - max(round((end - warm) * decay), 1), 0), end)
+        rung = Rung(max(wsd_fork(warm, end, decay), 0), end)
         if not found or (rung.end < found[-1].end and rung.fork < found[-1].fork):
             found.append(rung)
     return found[::-1]
-
-
-def cost(rungs: list[Rung], reached: int) -> int:
-    """Steps that a trial has taken when it was scored at rung `reached`, from 0: its trunk and all of its branches."""
-    return rungs[reached].fork + sum(rung.end - rung.fork for rung in rungs[: reached + 1])

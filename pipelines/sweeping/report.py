@@ -50,9 +50,12 @@ def write_report(
     metric: str,
     space: Mapping[str, Distribution],
     trials: Sequence[Mapping[str, Any]],
+    weights: Mapping[str, float],
     metrics: Mapping[str, Any],
 ) -> None:
-    """Writes `report.html`. `trials` have `values`, `rungs` and why they `ended`, in the order they were begun."""
+    """Writes `report.html`. `trials` have `values`, `rungs` and why they `ended`, in the order they were begun;
+    `weights` are the settings' `importances`.
+    """
     order = sorted(trials, key=worth, reverse=True)
     rows: list[list[Cell]] = [
         [
@@ -67,7 +70,6 @@ def write_report(
     ]
     names = [path.removeprefix("finetune.") for path in space]
     table = Table(["", *names, "rung", metric, "texts trained on", "how it ended"], rows, digits=6)
-    weights = importances(space, trials)
     blocks = [
         Figure(
             figures.scores(

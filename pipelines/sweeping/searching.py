@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
 import ray
@@ -28,29 +28,18 @@ from cluster.memory import training_environment
 from cluster.store import STORAGE_ERRORS, ClusterError, remove_tree, write_whole
 from models.settings import InputError
 from pipelines.progress import Progress, Step
-from pipelines.sweeping.space import Distribution
 from pipelines.sweeping.trial import FAILED, RUNG, SCORE, TIME, TRUNK, WHOLE, Trial, TrialJob, records, time_of
 from pipelines.training.workers import storage_of
+
+if TYPE_CHECKING:
+    from pipelines.sweep import SweepSettings
 
 _ENDED = "ended.json"
 SearchName = Literal["tpe", "random"]
 StopName = Literal["asha", "median", "none"]
 
 
-@dataclass(frozen=True)
-class Search:
-    """What is searched, and how."""
-
-    space: dict[str, Distribution]
-    trials: int
-    search: SearchName
-    stop: StopName
-    start: Sequence[Mapping[str, Any]]
-    seed: int
-    max_failures: int
-
-
-def run_trials(job: TrialJob, search: Search, progress: Progress) -> list[dict[str, Any]]:
+def run_trials(job: TrialJob, sweep: "SweepSettings", progress: Progress) -> list[dict[str, Any]]:
     """Runs trials until as many have ended as are wanted; gives what each found, in the order in which they were begun.
 
     Raises:
@@ -63,12 +52,12 @@ def run_trials(job: TrialJob, search: Search, progress: Progress) -> list[dict[s
     known = records(job)
     ended = [each for each in known if (job.folder(each["values"]) / _ENDED).exists()]
     begun = [each for each in known if each not in ended]
-    given = [dict(point) for point in search.start if all(each["values"] != point for each in known)]
-    left = search.trials - len(ended)
-    with _showing(progress, search.trials, ended) as shown:
+    given = [dict(point) for point in sweep.start if all(each["values"] != point for each in known)]
+    left = sweep.trials - len(ended)
+    with _showing(progress, sweep.trials, ended) as shown:
         if left > 0:
             points = [*(each["values"] for each in begun), *given][:left]
-            _tune(job, search, (ended, begun), points, left, gpus, shown)
+            _tune(job, sweep, (ended, begun), points, left, gpus, shown)
     found = records(job)
     if all(each["rungs"][-1].get(FAILED) for each in found):
         raise InputError(f"no trial could be trained: {found[0]['rungs'][-1][FAILED]}")
@@ -77,7 +66,7 @@ def run_trials(job: TrialJob, search: Search, progress: Progress) -> list[dict[s
 
 def _tune(
     job: TrialJob,
-    search: Search,
+    sweep: "SweepSettings",
     known: tuple[list[dict[str, Any]], list[dict[str, Any]]],
     points: list[dict[str, Any]],
     left: int,
@@ -85,15 +74,15 @@ def _tune(
     shown: "_Shown",
 ) -> None:
     settings, (ended, begun) = job.lesson.settings, known
-    seed = search.seed + len(ended) + len(begun)  # What was proposed before is not to be proposed again.
+    seed = sweep.seed + len(ended) + len(begun)  # What was proposed before is not to be proposed again.
     sampler: BaseSampler = (
         RandomSampler(seed=seed)
-        if search.search == "random"
-        else TPESampler(seed=seed, n_startup_trials=max(search.trials // 4, 4), multivariate=True, constant_liar=True)
+        if sweep.search == "random"
+        else TPESampler(seed=seed, n_startup_trials=max(sweep.trials // 4, 4), multivariate=True, constant_liar=True)
     )
-    distributions = {path: each.optuna for path, each in search.space.items()}
+    distributions = {path: each.optuna for path, each in sweep.space.items()}
     searcher = _Proposing(distributions, metric=SCORE, mode="max", points_to_evaluate=points or None, sampler=sampler)
-    scheduler = _scheduler(search.stop, job.rungs, job.reduction)
+    scheduler = _scheduler(sweep.stop, job.rungs, job.reduction)
     for number, each in enumerate(ended):
         scores, whole = [rung[SCORE] for rung in each["rungs"]], each["rungs"][-1][WHOLE]
         # Optuna counts them from 0, and a trial's own reports from 1.
@@ -118,7 +107,7 @@ def _tune(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            failure_config=tune.FailureConfig(max_failures=search.max_failures),
+            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
             callbacks=[_Watching(job, shown)],
             verbose=0,
             **storage_of(job.work),

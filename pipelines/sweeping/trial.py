@@ -20,6 +20,7 @@ import torch
 from pydantic import ValidationError
 from ray import tune
 from torch import Tensor
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from upath import UPath
 
@@ -27,10 +28,9 @@ from cluster.claim import claimed
 from cluster.store import write_whole
 from models.checkpoints import training_state
 from models.encoders import set_training
-from models.optimizer import build_optimizer, wsd_rate
+from models.optimizer import wsd_rate
 from models.precision import LossScale, agreed
 from models.settings import InputError, first_line
-from models.training import LaneTrainer
 from pipelines.finetune import class_weights_of
 from pipelines.prepared import Prepared
 from pipelines.sweeping.ladder import Rung, ladder
@@ -38,7 +38,7 @@ from pipelines.sweeping.space import with_values
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.classifying import Classifying
 from pipelines.training.lanes import feed_over
-from pipelines.training.worker import lay_out, telling_full_memory
+from pipelines.training.worker import telling_full_memory, trainer_of
 
 SCORE, BUDGET, RUNG, TEXTS, FAILED, TIME, WHOLE = "score", "budget", "rung", "texts", "failed", "time", "whole"
 RECORD, TRUNK, _SECTION = "trial.json", "trunk", "finetune"
@@ -140,28 +140,20 @@ class _Run:
         last = self._checkpoints.last()
         precision = last.progress["precision"] if last else agreed(settings.precision, device)
         self._tokenizer = self._lesson.tokenizer()
-        model = self._lesson.build(self._tokenizer, device, precision)
-        lay_out(model, settings, precision, 1, device)
         feed = feed_over(prepared.index.splits["train"], settings.lanes, settings.microbatch, settings.seed)
         steps = settings.epochs * feed.steps
         self._warm = round(steps * settings.warmup)
         self._rungs = ladder(steps, settings.warmup, settings.decay, job.rungs, job.reduction)
-        self._optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
-        self._trainer = LaneTrainer(
-            model,
-            self._lesson.loss(),
-            feed,
-            self._lesson.batches(feed, range(feed.lanes), self._tokenizer),
-            optimizer=self._optimizer,
-            schedule=self._schedule(self._rungs[0], 0),
-            precision=precision,
-            clip=settings.clip,
-            exact=settings.exact,
-            skip_bad=settings.bad_microbatch == "skip",
-        )
         if settings.compile:
             torch._dynamo.reset()  # There is a limit to how much is compiled, and it is one for all trials.
-            self._trainer.warm_up()
+        self._trainer = trainer_of(
+            self._lesson,
+            self._tokenizer,
+            feed,
+            lambda optimizer: self._schedule(optimizer, self._rungs[0], 0),
+            precision,
+            device,
+        )
         self._save_every = settings.checkpoint_seconds.max
         self._taken, self.texts = 0, texts
         if last:
@@ -204,7 +196,7 @@ class _Run:
 
     def _take(self, rung: Rung, until: int, *, keep: bool) -> None:
         """Steps of the trunk, or from its fork on of the rung's branch; `keep`: with checkpoints now and then."""
-        self._trainer.schedule = self._schedule(rung, self._taken)
+        self._trainer.schedule = self._schedule(self._trainer.optimizer, rung, self._taken)
         saved = time.monotonic()
         while self._taken < until:
             result = self._trainer.step(*divmod(self._taken, self._trainer.feed.steps))
@@ -223,14 +215,14 @@ class _Run:
         }
         self._checkpoints.save(self._taken, self._state(), progress, {"none": torch.zeros(1)})
 
-    def _schedule(self, rung: Rung, taken: int) -> LambdaLR:
-        for group in self._optimizer.param_groups:
+    def _schedule(self, optimizer: AdamW, rung: Rung, taken: int) -> LambdaLR:
+        for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         way = partial(wsd_rate, warm=self._warm, fork=rung.fork, end=rung.end)
-        return LambdaLR(self._optimizer, way, last_epoch=taken - 1)
+        return LambdaLR(optimizer, way, last_epoch=taken - 1)
 
     def _state(self) -> dict[str, Tensor]:
-        return training_state(self._trainer.model, self._optimizer)
+        return training_state(self._trainer.model, self._trainer.optimizer)
 
 
 def records(job: TrialJob) -> list[dict[str, Any]]:

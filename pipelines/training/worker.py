@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
 from cluster.store import STORAGE_ERRORS, local_copy, upload_tree
@@ -92,27 +94,17 @@ def _train_lanes(
     last = checkpoints.last()
     precision = last.progress["fit"]["precision"] if last else agreed(settings.precision, device)
     tokenizer = lesson.tokenizer()
-    model = lesson.build(tokenizer, device, precision)
-    lay_out(model, settings, precision, workers, device, lesson.section)
-    optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
-    trainer = LaneTrainer(
-        model,
-        lesson.loss(),
+    trainer = trainer_of(
+        lesson,
+        tokenizer,
         job.feed,
-        lesson.batches(job.feed, range(rank, job.feed.lanes, workers), tokenizer),
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, settings.schedule, job.steps, settings.warmup, settings.decay),
-        precision=precision,
-        clip=settings.clip,
-        exact=settings.exact,
-        skip_bad=settings.bad_microbatch == "skip",
-        rank=rank,
-        workers=workers,
-        section=lesson.section,
-        length=lesson.length,
+        lambda optimizer: build_schedule(optimizer, settings.schedule, job.steps, settings.warmup, settings.decay),
+        precision,
+        device,
+        rank,
+        workers,
     )
-    if settings.compile:
-        trainer.warm_up()
+    model = trainer.model
     state = restored(trainer, checkpoints, last)
     state.precision, state.cost = precision, lesson.cost(trainer)
     names = settings.trackers if rank == 0 else ()
@@ -146,6 +138,42 @@ def _train_lanes(
     if workers > 1:
         dist.barrier()
     return state
+
+
+def trainer_of(
+    lesson: Lesson,
+    tokenizer: PreTrainedTokenizerBase,
+    feed: Feed,
+    schedule: Callable[[AdamW], LRScheduler],
+    precision: Precision,
+    device: torch.device,
+    rank: int = 0,
+    workers: int = 1,
+) -> LaneTrainer:
+    """What takes a lesson's steps on one worker, at their beginning; `schedule` is made for its optimizer."""
+    settings: TrainingSettings = lesson.settings
+    model = lesson.build(tokenizer, device, precision)
+    lay_out(model, settings, precision, workers, device, lesson.section)
+    optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
+    trainer = LaneTrainer(
+        model,
+        lesson.loss(),
+        feed,
+        lesson.batches(feed, range(rank, feed.lanes, workers), tokenizer),
+        optimizer=optimizer,
+        schedule=schedule(optimizer),
+        precision=precision,
+        clip=settings.clip,
+        exact=settings.exact,
+        skip_bad=settings.bad_microbatch == "skip",
+        rank=rank,
+        workers=workers,
+        section=lesson.section,
+        length=lesson.length,
+    )
+    if settings.compile:
+        trainer.warm_up()
+    return trainer
 
 
 def lay_out(

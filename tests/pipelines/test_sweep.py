@@ -29,7 +29,7 @@ from pipelines.finetune import FinetuneSettings
 from pipelines.progress import Progress
 from pipelines.stage import Task
 from pipelines.sweep import SweepSettings, SweepStageSettings, space_problem
-from pipelines.sweeping.ladder import cost, ladder
+from pipelines.sweeping.ladder import Rung, ladder
 from pipelines.sweeping.report import worth
 from pipelines.sweeping.resuming import begin
 from pipelines.sweeping.space import Distribution, with_values
@@ -38,6 +38,11 @@ from tests.pipelines.tiny import artifact, make_encoder, make_prepared
 
 ROWS = {"train": 192, "validation": 64, "test": 8}
 SPACE = {"finetune.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "finetune.warmup": {"uniform": [0.0, 0.3]}}
+
+
+def cost(rungs: list[Rung], reached: int) -> int:
+    """Steps that a trial has taken when it was scored at rung `reached`, from 0: its trunk and all of its branches."""
+    return rungs[reached].fork + sum(rung.end - rung.fork for rung in rungs[: reached + 1])
 
 
 @given(st.integers(1, 400), st.floats(0, 0.9), st.floats(0.05, 1), st.integers(1, 5), st.floats(1.5, 5))
