@@ -7,7 +7,9 @@ which all rows are laid end to end. `wanted` marks the tokens for which somethin
 product with the vocabulary costs as much as all layers of a small model, is spared the others.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -146,7 +148,7 @@ class _Probe:
     """It need not be longer than attention windows are, and has none of the first ids, which tend to be special."""
 
     def __init__(self, model: PreTrainedModel, length: int) -> None:
-        self._model, self._length = model, length
+        self._model = model
         config = model.config.get_text_config()
         self._decoders = model.config.is_encoder_decoder
         shorter = max(min(length, self._LONGEST) // 3, 1)
@@ -154,14 +156,14 @@ class _Probe:
         places = torch.arange(3 * shorter)
         ids = places * 7 % plain + min(self._SPECIAL, config.vocab_size - 1)
         self._documents = ids[: 2 * shorter], ids[2 * shorter :]
-        with self._asking():
+        with _asking(self._model):
             self._alone = torch.cat([self._said(document[None]) for document in self._documents])
 
     def compare(self) -> None:
         """Raises InputError where it says anything else of the row."""
         ids = torch.cat(self._documents)[None]
         numbers = torch.cat([torch.full_like(each, place + 1) for place, each in enumerate(self._documents)])[None]
-        with self._asking():
+        with _asking(self._model):
             differs = (self._said(ids, numbers) - self._alone).abs().max()
         if not differs <= 1e-3 * self._alone.std() + 2e-6:
             raise InputError(
@@ -170,36 +172,25 @@ class _Probe:
             )
 
     def _said(self, ids: Tensor, numbers: Tensor | None = None) -> Tensor:
-        given: dict[str, Any] = {"input_ids": ids}
-        if numbers is not None:
-            given["attention_mask"] = numbers
+        given: dict[str, Any] = {"input_ids": ids} | ({} if numbers is None else {"attention_mask": numbers})
         if self._decoders:
-            given["decoder_input_ids"] = ids
-            if numbers is not None:
-                given["decoder_attention_mask"] = numbers
+            given |= {f"decoder_{name}": value for name, value in given.items()}
         logits: Tensor = self._model(**given).logits[0]
         return logits.float()
 
-    def _asking(self) -> "_Asking":
-        return _Asking(self._model)
 
-
-class _Asking:
+@contextlib.contextmanager
+def _asking(model: PreTrainedModel) -> Iterator[None]:
     """A block that asks a model, without dropout or gradients; what goes wrong in it is the architecture's fault."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model, self._training = model, model.training
-        self._without = torch.no_grad()
-
-    def __enter__(self) -> None:
-        self._model.eval()
-        self._without.__enter__()
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._without.__exit__(kind, error, trace)
-        self._model.train(self._training)
-        if isinstance(error, Exception):
-            raise InputError(
-                f"pretrain.encoder: {self._model.config.model_type} models cannot read packed rows "
-                f"({first_line(error)}); take another architecture."
-            ) from error
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    except Exception as error:
+        raise InputError(
+            f"pretrain.encoder: {model.config.model_type} models cannot read packed rows ({first_line(error)}); take "
+            "another architecture."
+        ) from error
+    finally:
+        model.train(training)

@@ -86,12 +86,7 @@ def curves(
             axes.plot(x, y, label=name, linewidth=1.5, marker="o" if len(x) <= 12 else None, markersize=4)
         for mark in marks:
             axes.axvline(mark, color=_COLOURS[4], linewidth=1, linestyle="--")
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.grid()
-        if len(series) > 1:
-            axes.legend()
-        return _svg(axes)
+        return _finish_series(axes, x_label, y_label, len(series))
 
 
 def scores(series: Mapping[str, Sequence[tuple[Any, float]]], x_label: str, y_label: str, *, log: bool = False) -> str:
@@ -108,12 +103,7 @@ def scores(series: Mapping[str, Sequence[tuple[Any, float]]], x_label: str, y_la
             axes.set_xticks(range(len(named)), [_short(name) for name in named])
         elif log:
             axes.set_xscale("log")
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.grid()
-        if len(series) > 1:
-            axes.legend()
-        return _svg(axes)
+        return _finish_series(axes, x_label, y_label, len(series))
 
 
 def parallel_coordinates(
@@ -201,6 +191,15 @@ def reliability_diagram(before: Reliability, after: Reliability | None) -> str:
         for handle in legend.legend_handles:
             handle.set_sizes([30])
         return _svg(axes)
+
+
+def _finish_series(axes: Axes, x_label: str, y_label: str, count: int) -> str:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid()
+    if count > 1:
+        axes.legend()
+    return _svg(axes)
 
 
 def _finish_histogram(axes: Axes, label: str, marks: Mapping[str, float]) -> str:

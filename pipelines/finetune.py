@@ -17,7 +17,7 @@ from pipelines.prepared import Prepared
 from pipelines.pretrained import PRETRAINED, encoder_identity
 from pipelines.stage import Task
 from pipelines.training.classifying import Classifying
-from pipelines.training.history import told_precision, write_history
+from pipelines.training.history import how_it_ran, told_precision, write_history
 from pipelines.training.lanes import feed_over, read_labels
 from pipelines.training.report import write_report
 from pipelines.training.settings import TrainingSettings
@@ -100,10 +100,7 @@ def run(task: Task) -> dict[str, Any]:
         "final_loss": state.losses[-1],
         "texts_per_second": round(state.texts_per_second, 1),
         "padding_share": round(state.padding_share, 4),
-        "precision": state.precision,
-        "exact_sums": settings.exact,
-        "workers": outcome.workers,
-        "interruptions": len(outcome.groups) - 1,
+        **how_it_ran(outcome, exact=settings.exact),
         "skipped_texts": sum(len(each["rows"]) for each in state.skipped),
         **{f"swept.{path}": value for path, value in taken_over.items()},
         **{f"validation.{name}": value for name, value in best.items()},

@@ -20,7 +20,7 @@ from models.settings import InputError
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder, encoder_identity
 from pipelines.stage import Task
-from pipelines.training.history import told_precision, write_history
+from pipelines.training.history import how_it_ran, told_precision, write_history
 from pipelines.training.lanes import feed_over
 from pipelines.training.pretraining import Pretraining
 from pipelines.training.report import write_pretraining_report
@@ -134,10 +134,7 @@ def run(task: Task) -> dict[str, Any]:
         "tokens_per_second": round(state.tokens_per_second, 1),
         **({"flops_utilization": round(utilization, 4)} if utilization else {}),
         "padding_share": round(state.padding_share, 6),
-        "precision": state.precision,
-        "exact_sums": settings.exact,
-        "workers": outcome.workers,
-        "interruptions": len(outcome.groups) - 1,
+        **how_it_ran(outcome, exact=settings.exact),
         "skipped_rows": sum(len(each["rows"]) for each in state.skipped),
         **{f"validation.{name}": value for name, value in best.items()},
     }

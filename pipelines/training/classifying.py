@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
-from cluster.store import local_copy
 from models.architectures import ScratchEncoder, scratch_config
 from models.classifier import ClassifierSpec, save
 from models.encoders import build_classifier, set_padding
@@ -24,6 +23,7 @@ from pipelines.metrics import metric_of
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
 from pipelines.training.lanes import text_batches
+from pipelines.training.lesson import stored_tokenizer
 from pipelines.training.validating import validation_metrics
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class Classifying:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the prepared dataset."""
-        with local_copy(Prepared(self.prepared).tokenizer_folder) as folder:
-            return AutoTokenizer.from_pretrained(folder)
+        return stored_tokenizer(Prepared(self.prepared))
 
     def build(self, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: Precision) -> PreTrainedModel:
         """The encoder with a new head."""

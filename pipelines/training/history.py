@@ -23,6 +23,16 @@ def write_history(out: UPath, outcome: Outcome, feed: Feed) -> dict[str, Any]:
     return history
 
 
+def how_it_ran(outcome: Outcome, *, exact: bool) -> dict[str, Any]:
+    """Metrics of a run that do not depend on what was learnt; `exact` is the setting of that name."""
+    return {
+        "precision": outcome.state.precision,
+        "exact_sums": exact,
+        "workers": outcome.workers,
+        "interruptions": len(outcome.groups) - 1,
+    }
+
+
 def told_precision(wanted: Precision, used: Precision | None) -> str:
     """What was computed in, and why, where it is not what was wanted."""
     return f"{used}" if used == wanted else f"{used}: the hardware of a worker has no fast {wanted}"

@@ -6,14 +6,22 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from cluster.store import local_copy
 from models.feed import Feed
 from models.microbatch import Batch
 from models.precision import Precision
 from models.training import LaneTrainer
+from pipelines.prepared import Prepared
 
 Stopped = Callable[[], bool]
+
+
+def stored_tokenizer(prepared: Prepared) -> PreTrainedTokenizerBase:
+    """A prepared dataset's, wherever it lies."""
+    with local_copy(prepared.tokenizer_folder) as folder:
+        return AutoTokenizer.from_pretrained(folder)
 
 
 class Lesson(Protocol):

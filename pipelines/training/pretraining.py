@@ -13,10 +13,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
-from cluster.store import local_copy
 from models.architectures import ScratchEncoder, scratch_config
 from models.encoders import copy_dropout, set_dropout
 from models.feed import Feed, mix
@@ -30,6 +29,7 @@ from models.training import LaneTrainer
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
 from pipelines.training.lanes import LaneReader, Ragged
+from pipelines.training.lesson import stored_tokenizer
 
 if TYPE_CHECKING:
     from pipelines.pretrain import PretrainSettings
@@ -79,8 +79,7 @@ class Pretraining:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the packed corpus."""
-        with local_copy(Prepared(self.packed).tokenizer_folder) as folder:
-            return AutoTokenizer.from_pretrained(folder)
+        return stored_tokenizer(Prepared(self.packed))
 
     def build(self, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: Precision) -> PreTrainedModel:
         """A language model that reads packed rows."""
