@@ -2,7 +2,9 @@
 
 A training step makes and drops hundreds of tensors of ever other sizes. glibc gives much of that memory back to the
 system, which has to clear it before the next step may have it again: of a small model's step that can take an eighth.
-jemalloc (Evans 2006) keeps it. PyTorch's tuning guide advises the same.
+jemalloc (Evans 2006) keeps it for a while, which PyTorch's tuning guide advises too. Not for ever, as that guide has
+it: what is never given back is hardly ever joined to larger pieces either, and now and then a process that goes on for
+minutes then takes ever more.
 """
 
 import os
@@ -11,7 +13,7 @@ from pathlib import Path
 import ray
 
 _JEMALLOC = Path(ray.__file__).parent / "core" / "libjemalloc.so"
-_KEPT = "thp:always,metadata_thp:auto,dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0"
+_KEPT = "thp:always,metadata_thp:auto,dirty_decay_ms:10000,muzzy_decay_ms:10000,oversize_threshold:0"
 _KERNELS = 16_384
 
 

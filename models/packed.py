@@ -3,11 +3,13 @@
 What says so is the attention mask that a row comes with: not ones, but each token's document, numbered from 1 in the
 row; 0 is padding. `accept_packed` teaches a transformers model to read it: positions begin anew with each document,
 and attention is kept within by a mask of blocks; on GPUs that have flash attention by its variable-length kernels, for
-which all rows are laid end to end. `wanted` marks the tokens for which something is to be predicted: the head, whose
+which all rows are laid end to end. Models with which this does not work compute documents one by one
+(`models.apart`). `wanted` marks the tokens for which something is to be predicted: the head, whose
 product with the vocabulary costs as much as all layers of a small model, is spared the others.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_sliding_window_mask, packed_sequence_mask_function
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from models.apart import compute_apart, first_tokens
 from models.precision import Precision
 from models.settings import InputError, first_line
 
@@ -27,10 +30,8 @@ _FLASH, _FLASH_CAPABILITY = "flash_attention_2", (8, 0)
 def positions_of(documents: Tensor) -> Tensor:
     """Positions of tokens in their documents, [rows, tokens], from the documents' numbers."""
     place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     # Padding has no positions that could be out of bounds.
-    return (place - torch.where(begins, place, 0).cummax(1).values) * (documents > 0)
+    return (place - torch.where(first_tokens(documents), place, 0).cummax(1).values) * (documents > 0)
 
 
 def together(queries: Tensor, keys: Tensor) -> Tensor:
@@ -42,10 +43,11 @@ def together(queries: Tensor, keys: Tensor) -> Tensor:
 def accept_packed(model: PreTrainedModel, length: int, device: torch.device, precision: Precision) -> None:
     """Makes a language model on a CPU read rows of `length` tokens on `device`; what is saved of it stays as it is.
 
-    What it then says of documents in one row is compared with what it says of each alone.
+    What it then says of documents in one row is compared with what it says of each alone; where it differs, it is made
+    to compute them one by one.
 
     Raises:
-        InputError: this kind of model cannot keep documents apart, or knows no positions up to `length`.
+        InputError: nor does that keep documents apart, or the model knows no positions up to `length`.
     """
     _check_positions(model, length)
     probe = _Probe(model, length)
@@ -54,8 +56,14 @@ def accept_packed(model: PreTrainedModel, length: int, device: torch.device, pre
     model.register_forward_pre_hook(reader.within_documents, with_kwargs=True)
     if model.base_model is not model:
         model.base_model.register_forward_hook(reader.only_wanted)
-    probe.compare()
-    if _has_flash(model, device, precision):
+    problem = probe.problem()
+    if problem and model.base_model is not model and not model.config.is_encoder_decoder:
+        reader.apart = True
+        compute_apart(model)
+        problem = probe.problem()
+    if problem:
+        raise InputError(f"pretrain.encoder: {model.config.model_type} models {problem}; take another architecture.")
+    if not reader.apart and _has_flash(model, device, precision):
         os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # Else its gradients are not the same bits each time.
         model.set_attn_implementation(_FLASH)
         reader.end_to_end = True
@@ -100,12 +108,16 @@ class _Reader:
         self._first = max((_first_position(table) for table in _position_tables(model)), default=0)
         self.end_to_end = False
         """Whether all rows are laid into one, whose documents the attention tells by their positions alone."""
+        self.apart = False
+        """Whether documents are computed one by one (`models.apart`)."""
         self._wanted: Tensor | None = None
 
     def within_documents(self, model: Any, positional: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """Says in the model's own arguments what the documents' numbers mean."""
         documents: Tensor = given["attention_mask"]
         self._wanted = given.pop("wanted", None)
+        if self.apart:
+            return positional, given
         config = model.config
         if self._encoder is not None:
             targets: Tensor = given["decoder_attention_mask"]
@@ -151,25 +163,31 @@ class _Probe:
         self._model = model
         config = model.config.get_text_config()
         self._decoders = model.config.is_encoder_decoder
-        shorter = max(min(length, self._LONGEST) // 3, 1)
+        # So long that one of them is padded where they are computed one by one.
+        longer = 2 ** max(int(math.log2(min(length, self._LONGEST) / 1.75)), 0)
         plain = max(config.vocab_size - self._SPECIAL, 1)
-        places = torch.arange(3 * shorter)
+        places = torch.arange(longer + max(longer * 3 // 4, 1))
         ids = places * 7 % plain + min(self._SPECIAL, config.vocab_size - 1)
-        self._documents = ids[: 2 * shorter], ids[2 * shorter :]
-        with _asking(self._model):
-            self._alone = torch.cat([self._said(document[None]) for document in self._documents])
+        self._documents = ids[:longer], ids[longer:]
+        try:
+            with _asking(model):
+                self._alone = torch.cat([self._said(document[None]) for document in self._documents])
+        except Exception as error:
+            raise InputError(
+                f"pretrain.encoder: {model.config.model_type} models cannot read plain texts ({first_line(error)}); "
+                "take another architecture."
+            ) from error
 
-    def compare(self) -> None:
-        """Raises InputError where it says anything else of the row."""
+    def problem(self) -> str | None:
+        """What is wrong with what it says of the row; None where that is the same."""
         ids = torch.cat(self._documents)[None]
         numbers = torch.cat([torch.full_like(each, place + 1) for place, each in enumerate(self._documents)])[None]
-        with _asking(self._model):
-            differs = (self._said(ids, numbers) - self._alone).abs().max()
-        if not differs <= 1e-3 * self._alone.std() + 2e-6:
-            raise InputError(
-                f"pretrain.encoder: in {self._model.config.model_type} models, documents in one row would see each "
-                "other; take another architecture."
-            )
+        try:
+            with _asking(self._model):
+                differs = (self._said(ids, numbers) - self._alone).abs().max()
+        except Exception as error:  # Whatever goes wrong is the architecture's fault.
+            return f"cannot read packed rows ({first_line(error)})"
+        return None if differs <= 1e-3 * self._alone.std() + 2e-6 else "would let documents see each other, or padding"
 
     def _said(self, ids: Tensor, numbers: Tensor | None = None) -> Tensor:
         given: dict[str, Any] = {"input_ids": ids} | ({} if numbers is None else {"attention_mask": numbers})
@@ -181,16 +199,11 @@ class _Probe:
 
 @contextlib.contextmanager
 def _asking(model: PreTrainedModel) -> Iterator[None]:
-    """A block that asks a model, without dropout or gradients; what goes wrong in it is the architecture's fault."""
+    """A block that asks a model, without dropout or gradients."""
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
             yield
-    except Exception as error:
-        raise InputError(
-            f"pretrain.encoder: {model.config.model_type} models cannot read packed rows ({first_line(error)}); take "
-            "another architecture."
-        ) from error
     finally:
         model.train(training)

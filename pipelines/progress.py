@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
@@ -26,11 +26,14 @@ class Step:
         if progress.bars:
             self._task = progress.bars.add_task(name, total=total)
 
-    def update(self, completed: float, note: str = "", total: float | None = None) -> None:
-        """Sets how much is done; `note` is a few words such as the loss or the rate."""
+    def update(
+        self, completed: float, note: str = "", total: float | None = None, below: RenderableType | None = None
+    ) -> None:
+        """Sets how much is done; `note` is a few words such as the loss or the rate, `below` stands under the bar."""
         self._total = total if total is not None else self._total
         if self._progress.bars and self._task is not None:
             text = f"{escape(self._name)}  [dim]{escape(note)}[/dim]" if note else escape(self._name)
+            self._progress.bars.below = below
             self._progress.bars.update(self._task, completed=completed, total=self._total, description=text)
         elif time.monotonic() - self._told > _QUIET_INTERVAL_S:
             self._told = time.monotonic()
@@ -38,12 +41,23 @@ class Step:
             self._progress.tell(f"{self._name}: {completed:,.0f}{of}  {note}".rstrip())
 
 
+class _Bars(Bars):
+    """Bars, and what stands under them."""
+
+    below: RenderableType | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.below is not None:
+            yield self.below
+
+
 class Progress:
     """Where a command tells the user how far it is."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.bars: Bars | None = None
+        self.bars: _Bars | None = None
 
     def tell(self, sentence: str, style: str = "") -> None:
         """Prints a sentence as it is: paths, names and errors may have brackets in them."""
@@ -69,7 +83,7 @@ class Progress:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        with Bars(*columns, console=self.console, transient=True) as self.bars:
+        with _Bars(*columns, console=self.console, transient=True) as self.bars:
             try:
                 yield Step(self, name, total)
             finally:

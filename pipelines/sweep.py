@@ -19,7 +19,8 @@ from pipelines.stage import Task
 from pipelines.sweeping.best import BEST
 from pipelines.sweeping.report import importances, worth, write_hparams, write_report
 from pipelines.sweeping.resuming import begin
-from pipelines.sweeping.searching import SearchName, StopName, run_trials, told_values, why_ended
+from pipelines.sweeping.searching import SearchName, StopName, run_trials, why_ended
+from pipelines.sweeping.showing import told_values
 from pipelines.sweeping.space import Distribution, with_values
 from pipelines.sweeping.trial import SCORE, TEXTS, WHOLE, TrialJob
 

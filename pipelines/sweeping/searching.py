@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +27,8 @@ from cluster.connect import room_for
 from cluster.memory import training_environment
 from cluster.store import STORAGE_ERRORS, ClusterError, remove_tree, write_whole
 from models.settings import InputError
-from pipelines.progress import Progress, Step
+from pipelines.progress import Progress
+from pipelines.sweeping.showing import Shown, showing
 from pipelines.sweeping.trial import FAILED, RUNG, SCORE, TIME, TRUNK, WHOLE, Trial, TrialJob, records, time_of
 from pipelines.training.workers import storage_of
 
@@ -54,7 +55,8 @@ def run_trials(job: TrialJob, sweep: "SweepSettings", progress: Progress) -> lis
     begun = [each for each in known if each not in ended]
     given = [dict(point) for point in sweep.start if all(each["values"] != point for each in known)]
     left = sweep.trials - len(ended)
-    with _showing(progress, sweep.trials, ended) as shown:
+    before = [(each, why_ended(job, each["values"])) for each in ended]
+    with showing(progress, sweep.trials, settings.metric, before) as shown:
         if left > 0:
             points = [*(each["values"] for each in begun), *given][:left]
             _tune(job, sweep, (ended, begun), points, left, gpus, shown)
@@ -71,7 +73,7 @@ def _tune(
     points: list[dict[str, Any]],
     left: int,
     gpus: int,
-    shown: "_Shown",
+    shown: Shown,
 ) -> None:
     settings, (ended, begun) = job.lesson.settings, known
     seed = sweep.seed + len(ended) + len(begun)  # What was proposed before is not to be proposed again.
@@ -166,86 +168,31 @@ class _Proposing(OptunaSearch):
         super().on_trial_complete(trial_id, result if result and result[WHOLE] else None, error)
 
 
-class _Shown:
-    """The live line: how many trials there are, and the best so far."""
-
-    def __init__(self, progress: Progress, step: Step, wanted: int, ended: Sequence[Mapping[str, Any]]) -> None:
-        self._progress, self._step, self._wanted = progress, step, wanted
-        self._best: tuple[float, str] | None = None
-        self._running: set[str] = set()
-        self._ended = self._stopped = 0
-        for each in ended:
-            self.found(each["values"], each["rungs"][-1])
-            self._ended += 1
-        self._update()
-
-    def began(self, trial: str) -> None:
-        self._running.add(trial)
-        self._update()
-
-    def found(self, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        if result[WHOLE] and (self._best is None or result[SCORE] > self._best[0]):
-            self._best = result[SCORE], told_values(values)
-        self._update()
-
-    def ended(self, trial: str, said: str, *, early: bool) -> None:
-        self._running.discard(trial)
-        self._ended += 1
-        self._stopped += early
-        self._progress.tell(f"  trial {self._ended} of {self._wanted}: {said}")
-        self._update()
-
-    def _update(self) -> None:
-        best = f"best {self._best[0]:.4f} ({self._best[1]})" if self._best else "none has finished yet"
-        note = f"{len(self._running)} running, {self._stopped} stopped early, {best}"
-        self._step.update(self._ended, note, total=self._wanted)
-
-
-@contextlib.contextmanager
-def _showing(progress: Progress, wanted: int, ended: Sequence[Mapping[str, Any]]) -> Iterator[_Shown]:
-    with progress.step("trials", total=wanted) as step:
-        yield _Shown(progress, step, wanted, ended)
-
-
 class _Watching(tune.Callback):
     """Hears of the trials in the command's own process."""
 
-    def __init__(self, job: TrialJob, shown: _Shown) -> None:
+    def __init__(self, job: TrialJob, shown: Shown) -> None:
         self._job, self._shown = job, shown
-        self._last: dict[str, Mapping[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes its callbacks down, and this one is of no use but in the command's own process."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._shown.began(trial.trial_id)
+        self._shown.began(trial.trial_id, trial.config)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        self._last[trial.trial_id] = result
-        self._shown.found(trial.config, result)
+        self._shown.found(trial.trial_id, result)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._shown.lost(trial.trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        last = self._last[trial.trial_id]
-        if failed := last.get(FAILED):
-            why = f"cannot be trained with {told_values(trial.config)}: {failed}"
-        elif last[WHOLE]:
-            why = "finished"
-        else:
-            why = f"stopped at rung {last[RUNG]}: {last[SCORE]:.4f} with {told_values(trial.config)} falls behind"
+        why = self._shown.ended(trial.trial_id)
         folder: UPath = self._job.folder(trial.config)
         with contextlib.suppress(*STORAGE_ERRORS):  # It would be told once more, and end again.
             write_whole(folder / _ENDED, json.dumps({"why": why}))
             remove_tree(folder / TRUNK)
-        finished = why == "finished"
-        said = f"{last[SCORE]:.4f} with {told_values(trial.config)}" if finished else why
-        self._shown.ended(trial.trial_id, said, early=not finished)
-
-
-def told_values(values: Mapping[str, Any]) -> str:
-    """A trial's values, in a few words."""
-    shown = ((path.rpartition(".")[2], value) for path, value in values.items())
-    return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown)
 
 
 def why_ended(job: TrialJob, values: Mapping[str, Any]) -> str:

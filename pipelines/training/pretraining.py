@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
+from models.apart import computes_apart
 from models.architectures import ScratchEncoder, scratch_config
 from models.encoders import copy_dropout, set_dropout
 from models.feed import Feed, mix
@@ -95,9 +96,16 @@ class Pretraining:
             dropout=settings.dropout,
         )
         if isinstance(encoder, ScratchEncoder):
-            return build(config=self._fresh_config(encoder, tokenizer))
-        with encoder_folder(encoder) as folder:
-            return build(pretrained=folder)
+            model = build(config=self._fresh_config(encoder, tokenizer))
+        else:
+            with encoder_folder(encoder) as folder:
+                model = build(pretrained=folder)
+        if settings.fsdp and computes_apart(model):
+            raise InputError(
+                f"pretrain.fsdp: {model.config.model_type} models would mix the documents of a row and compute them "
+                "one by one, some workers more often than others, which sharded ones cannot; take another architecture."
+            )
+        return model
 
     def _fresh_config(self, encoder: ScratchEncoder, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
         config = scratch_config(encoder, tokenizer, Prepared(self.packed).index.max_length, self.section)
@@ -187,14 +195,17 @@ class Pretraining:
         return -measured["loss"]
 
     def cost(self, trainer: LaneTrainer) -> dict[str, float]:
-        """FLOPs of a token in training, and of the device in a second; empty where they are not known."""
+        """FLOPs of a token in training, and of the device in a second, where they are known; `apart` if the model would
+        mix the documents of a row and computes them one by one.
+        """
         if trainer.sharded:
             return {}
+        apart = {"apart": 1.0} if computes_apart(trainer.model) else {}
         inputs = trainer.first_batch.inputs
         flops = training_flops(trainer.model, inputs, trainer.device, trainer.precision)
         tokens = int(inputs["attention_mask"].count_nonzero())
         found = peak(trainer.device, trainer.precision)
-        return {"flops_per_token": flops / tokens} | ({"peak_flops": found} if found else {})
+        return apart | {"flops_per_token": flops / tokens} | ({"peak_flops": found} if found else {})
 
     def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         """What `AutoModel` and the objective's Auto class load, with the dropout that the encoder itself has."""

@@ -150,6 +150,7 @@ def history_of(out: Path) -> dict[str, Any]:
 OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("mlm", {}),
     "modernbert": ("mlm", {}),
+    "deberta-v2": ("mlm", {}),
     "gpt2": ("clm", {}),
     "t5": ("span", {"epochs": 3}),
 }
@@ -172,6 +173,7 @@ def test_each_objective_is_learnt_and_its_encoder_becomes_a_classifier(
     # Its texts have 3 bytes a token, special ones counted; T5's sentinels are easier to tell than words.
     assert 0 < metrics["validation.bits_per_byte"] < 1.5 * metrics["validation.loss"] / math.log(2) / 3
     assert 0 < metrics["flops_utilization"] < 1
+    assert metrics["documents_apart"] == (architecture == "deberta-v2")
     prepared = Prepared(UPath(packed))
     feed = feed_over(prepared.index.splits["train"], 4, 4, 0)
     assert compare(feed, prepared, read_ledger(UPath(out)), metrics["steps_taken"]).sentence == "exact"
@@ -182,7 +184,7 @@ def test_each_objective_is_learnt_and_its_encoder_becomes_a_classifier(
         out / "model", num_labels=2, output_loading_info=True
     )
     fresh = {name.split(".")[0] for name in loading["missing_keys"]}
-    assert fresh <= {"classifier", "score", "classification_head", "head", "bert"}, loading["missing_keys"]
+    assert fresh <= {"classifier", "score", "classification_head", "head", "bert", "pooler"}, loading["missing_keys"]
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
     assert classifier(**tokenizer("w1 w2 w3", return_tensors="pt", return_token_type_ids=False)).logits.shape == (1, 2)
 
@@ -273,7 +275,11 @@ def test_too_few_texts_for_a_step_are_told(run: Run) -> None:
             "modernbert models do not learn clm; take mlm",
         ),
         ({"encoder": {"architecture": "gpt2"}}, "objective: gpt2 models do not learn mlm; take clm"),
-        ({"encoder": {"architecture": "roformer"}}, "would see each other; take another architecture"),
+        ({"encoder": {"architecture": "convbert"}}, "would let documents see each other, or padding; take another"),
+        (
+            {"encoder": {"architecture": "roformer"}, "fsdp": True, "exact": False},
+            "^pretrain.fsdp: roformer models would mix the documents of a row",
+        ),
         ({"encoder": {"config": {"max_position_embeddings": 8}}}, "^pack.length is 24, .* has only 8 positions"),
         ({"encoder": {"config": {"num_attention_heads": 3}}}, "^pretrain.encoder: bert cannot be made so: .*3"),
     ],
