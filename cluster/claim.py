@@ -94,6 +94,18 @@ def claimed(folder: UPath, tell: Callable[[str], None], *, silent_seconds: float
                 path.fs.rm_file(path.path)
 
 
+def is_claimed(folder: UPath, *, watched_seconds: float = 2 * _BEAT_SECONDS) -> bool:
+    """Whether a process that lives holds the folder; that of another host is watched for a while."""
+    path = folder.with_name(f"{folder.name}.claim")
+    owner = _read(path)
+    if owner is None or owner.gone():
+        return False
+    if owner.place == _place():
+        return True
+    time.sleep(watched_seconds)
+    return _read(path) not in (owner, None)
+
+
 def _wait_for(path: UPath, own: _Owner, tell: Callable[[str], None], silent_seconds: float) -> None:
     seen: _Owner | None = None
     since, told, settle = time.monotonic(), False, False

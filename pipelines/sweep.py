@@ -25,7 +25,7 @@ from pipelines.sweeping.space import Distribution, with_values
 from pipelines.sweeping.trial import SCORE, TEXTS, WHOLE, TrialJob
 
 NAME = "sweep"
-FORMAT = 1
+FORMAT = 2
 
 _SECTION = "finetune"
 _FIXED = {
@@ -54,7 +54,7 @@ class SweepSettings(Settings):
     )
     rungs: int = Field(3, ge=1, le=8, description="How often a trial is scored, the last time as a full run.")
     reduction: float = Field(
-        3.0, gt=1, description="A rung's steps after the warm-up against those of the rung before; asha's share, too."
+        3.0, gt=1, description="A rung's tokens after the warm-up against those of the rung before; asha's share, too."
     )
     start: tuple[dict[str, Any], ...] = Field((), description="Values to begin with, as {PATH: VALUE} for each path.")
     seed: int = Field(0, description="Of the proposals.")

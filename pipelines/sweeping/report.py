@@ -83,7 +83,8 @@ def write_report(
                 metric,
                 log=distribution.log_uniform is not None,
             ),
-            f"{metric} against {path}; trials of one rung had equally many steps after their warm-up.",
+            f"{metric} against {path}; at a rung, all trials had been trained on an equal share of the tokens "
+            "that come after their warm-up.",
         )
         for path, distribution in space.items()
     ]
@@ -104,7 +105,7 @@ def write_report(
         Section("All settings together", [together]),
         Section(
             "Progress",
-            [Figure(figures.curves(progress, "steps of a run that ends there", metric), "The twelve best trials.")],
+            [Figure(figures.curves(progress, "tokens of a run that ends there", metric), "The twelve best trials.")],
         ),
     ]
     if weights:
@@ -125,7 +126,7 @@ def write_report(
 
 
 def write_hparams(out: UPath, metric: str, trials: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the trials for TensorBoard's HParams page, each with its scores over the steps."""
+    """Writes the trials for TensorBoard's HParams page, each with its scores over the tokens."""
     from torch.utils.tensorboard import SummaryWriter
 
     for number, each in enumerate(trials):

@@ -6,6 +6,7 @@ from typing import Any
 
 from upath import UPath
 
+from cluster.claim import is_claimed
 from cluster.store import RECORD, WORK, write_whole
 from models.settings import InputError
 from pipelines.stage import Task
@@ -31,6 +32,7 @@ def begin(task: Task, *, anew: bool) -> None:
         changes = list(_changes(before["identity"]["settings"], identity["settings"]))
         if before["identity"]["prepare"] != identity["prepare"]:
             changes.append("the prepared data is another")
+        changes = changes or ["another version of Shoal made it"]
         named = "; ".join(changes[:_NAMED]) + (f" and {len(changes) - _NAMED} more" if len(changes) > _NAMED else "")
         raise InputError(
             f"a sweep of this recipe was broken off after {trials} trials, but the recipe has changed since: {named}. "
@@ -41,14 +43,15 @@ def begin(task: Task, *, anew: bool) -> None:
 
 
 def _broken_off(task: Task) -> UPath | None:
-    """Another sweep of the same recipe that was begun and not ended."""
+    """Another sweep of the same recipe that was begun and not ended, and that nobody is at work on."""
     if not task.out.parent.exists():
         return None
     for folder in sorted(task.out.parent.iterdir(), key=str):
         note = folder / WORK / _BEGUN
         ended = (folder / RECORD).exists() or (folder / WORK / _GIVEN_UP).exists()
         unfinished = folder.name != task.out.name and note.exists() and not ended
-        if unfinished and json.loads(note.read_text(encoding="utf-8"))["recipe"] == task.recipe:
+        of_this = unfinished and json.loads(note.read_text(encoding="utf-8"))["recipe"] == task.recipe
+        if of_this and not is_claimed(folder):
             return folder
     return None
 

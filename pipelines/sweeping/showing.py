@@ -45,9 +45,8 @@ class Shown:
 
     def lost(self, trial: str) -> None:
         """Its process or node is gone."""
-        self._progress.tell(
-            f"  a trial was lost ({told_values(self._rows[trial].values)}) and goes on elsewhere", "yellow"
-        )
+        values = told_values(self._rows[trial].values)
+        self._progress.tell(f"  the trial with {values} was lost and goes on from its last rung", "yellow")
 
     def found(self, trial: str, result: Mapping[str, Any]) -> None:
         """It was scored at a rung."""

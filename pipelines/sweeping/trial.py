@@ -155,10 +155,11 @@ class _Run:
             device,
         )
         self._save_every = settings.checkpoint_seconds.max
-        self._taken, self.texts = 0, texts
+        self._taken, self._tokens, self.texts = 0, 0, texts
         if last:
             self._checkpoints.load(last, self._state())
-            self._taken, self.texts = last.progress["taken"], max(texts, last.progress["texts"])
+            self._taken, self._tokens = last.progress["taken"], last.progress["tokens"]
+            self.texts = max(texts, last.progress["texts"])
             self._trainer.scale = LossScale(**last.progress["scale"])
         self.overhead = time.monotonic() - started
 
@@ -166,12 +167,13 @@ class _Run:
         """To a rung, and on the branch to its end."""
         rung, last = self._rungs[place], place == len(self._rungs) - 1
         self._take(rung, rung.fork, keep=True)
-        forked, scale, texts = self._taken, replace(self._trainer.scale), self.texts
+        forked, scale, texts = (self._taken, self._tokens), replace(self._trainer.scale), self.texts
         kept: dict[str, Tensor] = {}
         if not last:
             self._save()
             kept = {name: value.to("cpu", copy=True) for name, value in self._state().items()}
         self._take(rung, rung.end, keep=last)  # The last branch is not left again.
+        budget = self._tokens
         measured = self._lesson.validate(self._trainer, self._tokenizer, lambda: False)
         assert measured is not None
         set_training(self._trainer.model)
@@ -179,11 +181,11 @@ class _Run:
             with torch.no_grad():
                 for name, value in self._state().items():
                     value.copy_(kept[name])
-            self._taken, self._trainer.scale = forked, scale
+            (self._taken, self._tokens), self._trainer.scale = forked, scale
         self._checkpoints.wait()
         return {
             SCORE: self._lesson.score(measured),
-            BUDGET: rung.end,
+            BUDGET: budget,
             RUNG: place + 1,
             TEXTS: self.texts,
             "branch_texts": self.texts - texts,
@@ -201,6 +203,7 @@ class _Run:
         while self._taken < until:
             result = self._trainer.step(*divmod(self._taken, self._trainer.feed.steps))
             self._taken += 1
+            self._tokens += result.tokens
             self.texts += result.texts
             if keep and time.monotonic() - saved > self._save_every and not self._checkpoints.busy:
                 self._save()
@@ -209,6 +212,7 @@ class _Run:
     def _save(self) -> None:
         progress = {
             "taken": self._taken,
+            "tokens": self._tokens,
             "texts": self.texts,
             "precision": self._trainer.precision,
             "scale": vars(self._trainer.scale),

@@ -12,7 +12,7 @@ import pytest
 from upath import UPath
 
 from cluster import claim
-from cluster.claim import claimed
+from cluster.claim import claimed, is_claimed
 from cluster.store import ClusterError
 
 _HOLDS = """
@@ -77,6 +77,21 @@ def test_a_killed_process_keeps_nobody_waiting(folder: UPath) -> None:
     holder.wait()
     assert entered.wait(10)
     thread.join()
+
+
+def test_who_lives_holds_its_claim(folder: UPath) -> None:
+    assert not is_claimed(folder)
+    with claimed(folder, lambda _: None):
+        assert is_claimed(folder)
+    assert not is_claimed(folder)
+    path = folder.with_name("work.claim")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_ELSEWHERE)
+    assert not is_claimed(folder, watched_seconds=0.2), "its beats stand still"
+    beats = threading.Timer(0.2, path.write_text, (_ELSEWHERE.replace("3", "4"),))
+    beats.start()
+    assert is_claimed(folder, watched_seconds=2.0)
+    beats.join()
 
 
 def test_another_host_that_falls_silent_is_not_waited_for(folder: UPath) -> None:

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from torch import nn
 from upath import UPath
 
+from cluster.claim import claimed
 from models.optimizer import build_optimizer, build_schedule, wsd_rate
 from models.settings import InputError
 from pipelines import finetune, sweep
@@ -209,6 +210,20 @@ def test_a_trial_whose_process_is_killed_goes_on(data: Path, tmp_path: Path) -> 
     assert metrics["finished"] == 4
 
 
+@pytest.mark.slow
+def test_a_sweep_grows_with_its_cluster_and_survives_a_lost_node(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.pipelines.sweep_run", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            out, _ = process.communicate(timeout=600)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    found = json.loads(out.splitlines()[-1])
+    assert (found["before"], found["after"]) == (1, 2)
+    assert found["finished"] == 6
+    assert "was lost and goes on from its last rung" in found["told"]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -251,6 +266,9 @@ def test_a_recipe_that_changed_since_is_told(data: Path, tmp_path: Path) -> None
         InputError, match=r"broken off after 0 trials, .*: sweep\.trials was 6 and is 9\. Undo that .* sweep\.anew=true"
     ):
         begin(after, anew=False)
+    with claimed(before.out, print):
+        begin(task(settings(data, trials=8), data, tmp_path / "sweep" / "beside"), anew=False)
+    (tmp_path / "sweep" / "beside" / "artifact.json").write_text("{}")
     begin(after, anew=True)
     begin(after, anew=False)
     (tmp_path / "sweep" / "two" / "artifact.json").write_text("{}")
