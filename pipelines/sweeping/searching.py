@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -98,7 +99,8 @@ def _tune(
         tune.with_parameters(Trial, job=job), {"cpu": float(settings.threads), "gpu": float(gpus)}
     )
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # It would take Ctrl-C for the wish to stop trials and go on.
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Else it prints tables of its own, however quiet it is asked to be.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Lost trials are told here.
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -117,7 +119,9 @@ def _tune(
     )
     # Tune has no public way to say what a trial's process needs.
     environment = {} if gpus else training_environment()
-    with mock.patch.dict(class_cache.DEFAULT_ENV_VARS, environment):
+    with mock.patch.dict(class_cache.DEFAULT_ENV_VARS, environment), warnings.catch_warnings():
+        # A trial that goes on tells its last rung again.
+        warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
         results = tuner.fit()
     if results.errors:
         raise ClusterError(f"{len(results.errors)} trials were lost: {results.errors[0]}; run the same command again.")

@@ -42,3 +42,31 @@ def test_reuters_with_its_store_on_s3(bucket: str, tmp_path: Path) -> None:
         shoal("show", artifacts["evaluate"].record.fingerprint, "--store", f"{bucket}/reuters", "--json")
     )
     assert shown["inputs"]["finetune"] == artifacts["finetune"].record.fingerprint
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_pretraining_and_a_sweep_on_s3(bucket: str, tmp_path: Path) -> None:
+    environment = os.environ | {"SHOAL_LOGS": str(tmp_path / "logs")}
+    environment.pop("RAY_ADDRESS", None)
+    store = f"{bucket}/inews"
+    recipe = ["recipes/inews.yaml", f"store={store}", "pack.length=64", "pack.tokenizer.vocabulary=2000"]
+    recipe += ["pretrain.encoder.size=tiny", "pretrain.steps=8", "pretrain.validations=2", "pretrain.workers=1"]
+    recipe += ["prepare.max_length=32", "finetune.epochs=1", "finetune.workers=1", "evaluate.gate={}"]
+    recipe += ["sweep={trials: 2, rungs: 2, stop: none}"]
+
+    def run() -> str:
+        command = [sys.executable, "-m", "shoal", "run", *recipe]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path.cwd())
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run().count("made") == 7
+    assert run().count("reused") == 7
+    artifacts = {each.record.stage: each for each in Store.open(store).artifacts()}
+    assert artifacts["pack"].record.metrics["documents"] > 0
+    assert artifacts["pretrain"].record.metrics["steps"] == 8
+    assert artifacts["sweep"].record.metrics["finished"] == 2
+    assert "without_pretraining" in artifacts["evaluate"].record.inputs
+    left = [str(path) for path in Store.open(store).folder("sweep", "x").parent.glob("*/work/**")]
+    assert not left
