@@ -4,6 +4,7 @@ Documents of like length stand below each other, padded to the longest of them, 
 to 32 tokens, say, so that less than half of what is computed is padding. What follows the encoder sees rows again.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -33,9 +34,15 @@ class _Apart:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._encode = model.base_model.forward
+        self._signature = inspect.signature(self._encode)
         self._pad = int(model.config.get_text_config().pad_token_id or 0)
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, **given: Any) -> Any:
+    def __call__(self, *positional: Any, **named: Any) -> Any:
+        given = self._signature.bind(*positional, **named)
+        more = given.arguments.pop("kwargs", {})
+        given.arguments |= more
+        input_ids: Tensor = given.arguments.pop("input_ids")
+        attention_mask: Tensor | None = given.arguments.pop("attention_mask", None)
         if attention_mask is None:
             raise TypeError("they take no attention mask")
         there = (attention_mask > 0).flatten()
@@ -52,7 +59,7 @@ class _Apart:
             padded = torch.full(present.shape, self._pad, device=ids.device)
             inside = chosen[document]
             padded[present] = ids[inside]
-            output = self._encode(input_ids=padded, attention_mask=present.long(), **given)
+            output = self._encode(input_ids=padded, attention_mask=present.long(), **given.arguments)
             parts.append(output[0][present])
             order.append(places[inside])
         found = torch.cat(parts)

@@ -14,7 +14,6 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field, ValidationInfo, field_validator
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -75,6 +74,8 @@ class ScratchEncoder(Settings):
 SHIFTED = {
     "camembert",
     "data2vec-text",
+    "esm",
+    "longformer",
     "mpnet",
     "roberta",
     "roberta-prelayernorm",
@@ -83,6 +84,8 @@ SHIFTED = {
     "xmod",
 }
 """Architectures that number positions from after their padding's index on, so that they need more of them."""
+_PADDING = 1
+"""That index where it is not the tokenizer's."""
 
 
 def scratch_config(
@@ -113,7 +116,7 @@ def scratch_config(
             own["hidden_dim"] = 4 * width
         case kind if kind in SHIFTED:
             own = {
-                "max_position_embeddings": positions + (tokenizer.pad_token_id or 0) + 1,
+                "max_position_embeddings": positions + max(tokenizer.pad_token_id or 0, _PADDING) + 1,
                 "intermediate_size": 4 * width,
             }
         case architecture:
@@ -128,7 +131,7 @@ def scratch_config(
         config = AutoConfig.for_model(
             encoder.architecture, **{**common, **own, **_special_tokens(tokenizer), **encoder.config, **more}
         )
-    except (TypeError, ValueError, StrictDataclassError) as error:
+    except Exception as error:  # Configs check their fields in any way they like.
         raise InputError(
             f"{section}.encoder.config: {encoder.architecture} cannot be made so: {first_line(error)}"
         ) from error

@@ -21,9 +21,10 @@ from transformers.masking_utils import create_bidirectional_sliding_window_mask,
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from models.apart import compute_apart, first_tokens
-from models.precision import Precision
+from models.precision import Precision, autocast
 from models.settings import InputError, first_line
 
+_POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 _FLASH, _FLASH_CAPABILITY = "flash_attention_2", (8, 0)
 
 
@@ -40,14 +41,19 @@ def together(queries: Tensor, keys: Tensor) -> Tensor:
     return (queries == keys) | (queries == 0)
 
 
-def accept_packed(model: PreTrainedModel, length: int, device: torch.device, precision: Precision) -> None:
+def accept_packed(
+    model: PreTrainedModel, length: int, device: torch.device, precision: Precision, *, causal: bool = False
+) -> None:
     """Makes a language model on a CPU read rows of `length` tokens on `device`; what is saved of it stays as it is.
+
+    `causal`: no token may see those after it, for they are what it is to predict.
 
     What it then says of documents in one row is compared with what it says of each alone; where it differs, it is made
     to compute them one by one.
 
     Raises:
-        InputError: nor does that keep documents apart, or the model knows no positions up to `length`.
+        InputError: nor does that keep documents apart, tokens see what they are to predict, the model cannot be
+            computed in this precision, or it knows no positions up to `length`.
     """
     _check_positions(model, length)
     probe = _Probe(model, length)
@@ -63,6 +69,16 @@ def accept_packed(model: PreTrainedModel, length: int, device: torch.device, pre
         problem = probe.problem()
     if problem:
         raise InputError(f"pretrain.encoder: {model.config.model_type} models {problem}; take another architecture.")
+    if causal and probe.sees_ahead():
+        raise InputError(
+            f"pretrain.objective: {model.config.model_type} models do not learn clm as they come, for their tokens see "
+            "those after them; take another architecture."
+        )
+    if problem := probe.problem(precision):
+        raise InputError(
+            f"pretrain.precision: {model.config.model_type} models cannot be computed in {precision} ({problem}); set "
+            "it to fp32."
+        )
     if not reader.apart and _has_flash(model, device, precision):
         os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # Else its gradients are not the same bits each time.
         model.set_attn_implementation(_FLASH)
@@ -78,14 +94,14 @@ def _has_flash(model: PreTrainedModel, device: torch.device, precision: Precisio
 
 def _position_tables(model: PreTrainedModel) -> list[nn.Embedding]:
     """Of the positions that a model has learnt."""
-    base = model.base_model
-    found = [getattr(module, "position_embeddings", None) for module in base.modules()] + [getattr(base, "wpe", None)]
+    found = [getattr(module, name, None) for module in model.base_model.modules() for name in _POSITIONS]
     return [table for table in found if isinstance(table, nn.Embedding)]
 
 
 def _first_position(table: nn.Embedding) -> int:
     """RoBERTa and its kin number positions from after their padding's index on."""
-    return 0 if table.padding_idx is None else table.padding_idx + 1
+    offset = int(getattr(table, "offset", 0))  # BART's kin leave the first ones out.
+    return offset if offset or table.padding_idx is None else table.padding_idx + 1
 
 
 def _check_positions(model: PreTrainedModel, length: int) -> None:
@@ -178,15 +194,26 @@ class _Probe:
                 "take another architecture."
             ) from error
 
-    def problem(self) -> str | None:
-        """What is wrong with what it says of the row; None where that is the same."""
+    def sees_ahead(self) -> bool:
+        """Whether what it says of a document's first tokens changes with the last one."""
+        ids = self._documents[0].clone()
+        with _asking(self._model):
+            before = self._said(ids[None], torch.ones_like(ids)[None])
+            ids[-1] = self._documents[1][-1]
+            after = self._said(ids[None], torch.ones_like(ids)[None])
+        return not torch.equal(before[:-1], after[:-1])
+
+    def problem(self, precision: Precision = "fp32") -> str | None:
+        """What is wrong with what it says of the row; None where that is the same, or in less than fp32 something."""
         ids = torch.cat(self._documents)[None]
         numbers = torch.cat([torch.full_like(each, place + 1) for place, each in enumerate(self._documents)])[None]
         try:
-            with _asking(self._model):
+            with _asking(self._model), autocast(ids.device, precision):
                 differs = (self._said(ids, numbers) - self._alone).abs().max()
         except Exception as error:  # Whatever goes wrong is the architecture's fault.
             return f"cannot read packed rows ({first_line(error)})"
+        if precision != "fp32":
+            return None if differs.isfinite() else "what comes of it is not finite"
         return None if differs <= 1e-3 * self._alone.std() + 2e-6 else "would let documents see each other, or padding"
 
     def _said(self, ids: Tensor, numbers: Tensor | None = None) -> Tensor:

@@ -77,7 +77,7 @@ def build_language_model(
                 f"pretrain.encoder: {pretrained} is no encoder that can be loaded: {first_line(error)}"
             ) from error
     set_padding(model, tokenizer)
-    accept_packed(model, length, device, precision)
+    accept_packed(model, length, device, precision, causal=objective == "clm")
     model.train()
     return model
 

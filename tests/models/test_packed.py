@@ -104,6 +104,20 @@ def test_models_that_would_mix_documents_are_refused(kind: str, own: dict[str, A
         accept_packed(model, 30, torch.device("cpu"), "fp32")
 
 
+def test_models_whose_tokens_see_what_they_should_predict_are_refused() -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert-generation", **SIZE))
+    with pytest.raises(InputError, match=r"^pretrain\.objective: bert-generation models do not learn clm as they come"):
+        accept_packed(model, 30, torch.device("cpu"), "fp32", causal=True)
+    accept_packed(build("gpt2"), 30, torch.device("cpu"), "fp32", causal=True)
+
+
+def test_models_that_cannot_be_computed_in_a_precision_are_refused() -> None:
+    size = {**SIZE, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("deberta", **size))
+    with pytest.raises(InputError, match=r"^pretrain\.precision: deberta models cannot be computed in bf16 .* to fp32"):
+        accept_packed(model, 30, torch.device("cpu"), "bf16")
+
+
 def test_positions_up_to_the_length_of_a_row_are_needed() -> None:
     with pytest.raises(InputError, match=r"^pack\.length is 41, but the encoder .* has only 40 positions: lower it"):
         accept_packed(build("bert"), 41, torch.device("cpu"), "fp32")
