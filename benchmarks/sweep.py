@@ -39,16 +39,22 @@ SEARCHES = {
 
 
 def texts_until(trials: list[dict[str, Any]], wanted: float) -> int | None:
-    """Texts that all trials had been trained on, to their last rung by then, when one of them was whole and as good."""
+    """Texts that all trials had been trained on when one of them was whole and as good; what was on its way to a rung
+    then counts by the share of its time.
+    """
     reached = [
         rung["ended_at"] for each in trials for rung in each["rungs"] if rung["whole"] and rung["score"] >= wanted
     ]
     if not reached:
         return None
-    spent = 0
+    now, spent = min(reached), 0.0
     for each in trials:
-        spent += max((rung["texts"] for rung in each["rungs"] if rung["ended_at"] <= min(reached)), default=0)
-    return spent
+        before = 0
+        for rung in each["rungs"]:
+            share = (now - rung["began_at"]) / (rung["ended_at"] - rung["began_at"])
+            spent += (rung["texts"] - before) * min(max(share, 0.0), 1.0)
+            before = rung["texts"]
+    return round(spent)
 
 
 def main() -> None:

@@ -94,16 +94,20 @@ def claimed(folder: UPath, tell: Callable[[str], None], *, silent_seconds: float
                 path.fs.rm_file(path.path)
 
 
-def is_claimed(folder: UPath, *, watched_seconds: float = 2 * _BEAT_SECONDS) -> bool:
-    """Whether a process that lives holds the folder; that of another host is watched for a while."""
+def is_claimed(folder: UPath, *, silent_seconds: float = SILENT_SECONDS) -> bool:
+    """Whether a process that lives holds the folder; that of another host is watched for so long at most."""
     path = folder.with_name(f"{folder.name}.claim")
     owner = _read(path)
     if owner is None or owner.gone():
         return False
     if owner.place == _place():
         return True
-    time.sleep(watched_seconds)
-    return _read(path) not in (owner, None)
+    until = time.monotonic() + silent_seconds
+    while time.monotonic() < until:
+        time.sleep(min(1.0, silent_seconds / 10))
+        if (found := _read(path)) != owner:
+            return found is not None
+    return False
 
 
 def _wait_for(path: UPath, own: _Owner, tell: Callable[[str], None], silent_seconds: float) -> None:

@@ -47,7 +47,12 @@ def build_classifier(
     if fresh is not None:
         config = fresh(**settings)
         set_dropout(config, dropout)
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        try:
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        except Exception as error:  # Architectures check their numbers in any way they like.
+            raise InputError(
+                f"finetune.encoder: {config.model_type} cannot be made so: {first_line(error)}; change its numbers."
+            ) from error
     else:
         assert pretrained is not None
         try:

@@ -17,12 +17,14 @@ from pipelines import finetune
 from pipelines.finetune import FinetuneSettings, lesson_of
 from pipelines.stage import Task
 from pipelines.sweeping.best import BEST
+from pipelines.sweeping.board import SCORE, TEXTS, WHOLE, StopName
+from pipelines.sweeping.proposing import SearchName
 from pipelines.sweeping.report import importances, worth, write_hparams, write_report
 from pipelines.sweeping.resuming import begin
-from pipelines.sweeping.searching import SearchName, StopName, run_trials, why_ended
+from pipelines.sweeping.searching import run_trials
 from pipelines.sweeping.showing import told_values
 from pipelines.sweeping.space import Distribution, with_values
-from pipelines.sweeping.trial import SCORE, TEXTS, WHOLE, TrialJob
+from pipelines.sweeping.trial import TrialJob
 
 NAME = "sweep"
 FORMAT = 2
@@ -34,6 +36,7 @@ _FIXED = {
     "patience": "would end trials at other places than their rungs",
     "encoder": "decides what the data is prepared for, and all trials share one prepared dataset",
     "metric": "is what trials are compared by",
+    "threads": "decides how much room a trial takes, which is the same for all",
 }
 
 
@@ -50,7 +53,8 @@ class SweepSettings(Settings):
     trials: int = Field(16, ge=1, description="How many sets of values are tried.")
     search: SearchName = Field("tpe", description="What proposes values: Optuna's TPE, or chance.")
     stop: StopName = Field(
-        "asha", description="What stops trials early: asha (the best third, say, goes on), median, or none."
+        "asha",
+        description="Which trials go on from a rung: asha (the best third, say), median (the better half), none (all).",
     )
     rungs: int = Field(3, ge=1, le=8, description="How often a trial is scored, the last time as a full run.")
     reduction: float = Field(
@@ -72,6 +76,8 @@ class SweepSettings(Settings):
 
     @model_validator(mode="after")
     def _start_in_space(self) -> Self:
+        if len(self.start) > self.trials:
+            raise ValueError(f"start: has {len(self.start)} points, and there are only {self.trials} trials")
         for number, point in enumerate(self.start):
             if set(point) != set(self.space):
                 raise ValueError(f"start.{number}: must have a value for each of {', '.join(self.space)}, and no other")
@@ -102,6 +108,8 @@ class SweepStageSettings(Settings):
 
 def space_problem(sweep: SweepSettings, finetune: FinetuneSettings) -> str | None:
     """What is wrong with a space for this fine-tuning; None where nothing is."""
+    if finetune.fsdp:
+        return "finetune.fsdp: a sweep trains each trial on one worker, where a model cannot be sharded; leave one out"
     for path, distribution in sweep.space.items():
         section, _, name = path.partition(".")
         first, *rest = name.split(".")
@@ -114,7 +122,9 @@ def space_problem(sweep: SweepSettings, finetune: FinetuneSettings) -> str | Non
             return f"sweep.space: {path} says how a run is carried out and changes nothing of what comes of it"
         for value in distribution.samples:
             try:
-                with_values(finetune, {path: value}, _SECTION)
+                varied = with_values(finetune, {path: value}, _SECTION)
+                if varied.workers.max > varied.lanes:
+                    return f"sweep.space: {path} cannot be {value}: finetune.workers may be {varied.workers.max}"
             except ValidationError as error:
                 # Of the branches of a union, the one that the value went furthest into was meant.
                 reason = max(error.errors(), key=lambda each: len(each["loc"]))
@@ -144,8 +154,7 @@ def run(task: Task) -> dict[str, Any]:
         begin(task, anew=sweep.anew)
     varied = settings.finetune.model_copy(update={"schedule": "wsd"})
     job = TrialJob(lesson_of(task, varied), task.work, sweep.rungs, sweep.reduction)
-    found = run_trials(job, sweep, task.progress)
-    trials = [{**each, "ended": why_ended(job, each["values"])} for each in found]
+    trials = run_trials(job, sweep, task.progress)
     whole = [each for each in trials if each["rungs"][-1][WHOLE]]
     best = max(trials, key=worth)
     # What trials had beside their own values.

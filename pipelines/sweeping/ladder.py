@@ -21,6 +21,8 @@ from models.optimizer import wsd_fork
 class Rung:
     """A place to score a trial at."""
 
+    number: int
+    """From 1; the full run has the highest one, whichever of the lower ones a trial has."""
     fork: int
     """Steps of the trunk, after which the branch decays."""
     end: int
@@ -31,13 +33,13 @@ def ladder(steps: int, warmup: float, decay: float, rungs: int, reduction: float
     """The rungs of a run of `steps`, the last one the full run; each has `reduction` times the one before's steps
     after the warm-up, which is a share of the full run's steps and the same for all.
 
-    Rungs of short runs that would fall together are left out.
+    Of rungs of short runs that would fall together only the highest is there.
     """
     warm = round(steps * warmup)
     found: list[Rung] = []
     for place in range(rungs):
         end = min(warm + max(round((steps - warm) / reduction**place), 1), steps)
-        rung = Rung(max(wsd_fork(warm, end, decay), 0), end)
+        rung = Rung(rungs - place, max(wsd_fork(warm, end, decay), 0), end)
         if not found or (rung.end < found[-1].end and rung.fork < found[-1].fork):
             found.append(rung)
     return found[::-1]

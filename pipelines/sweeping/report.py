@@ -10,8 +10,8 @@ from upath import UPath
 from cluster.store import is_local
 from pipelines import figures
 from pipelines.report import Cell, Figure, Section, Table, Text, render
+from pipelines.sweeping.board import BUDGET, FAILED, RUNG, SCORE, TEXTS, WHOLE
 from pipelines.sweeping.space import Distribution
-from pipelines.sweeping.trial import BUDGET, FAILED, RUNG, SCORE, TEXTS, WHOLE
 
 _LEAST = 4
 
@@ -20,21 +20,26 @@ def importances(space: Mapping[str, Distribution], trials: Sequence[Mapping[str,
     """Share of the scores' variance that each setting explains (fANOVA, Hutter et al. 2014), at the last rung that at
     least half of the trials were scored at; empty where those are too few.
     """
-    for rung in reversed(range(max(len(each["rungs"]) for each in trials))):
-        scored = [each for each in trials if len(each["rungs"]) > rung and FAILED not in each["rungs"][rung]]
+    for rung in reversed(range(1, max(each["rungs"][-1][RUNG] for each in trials) + 1)):
+        scored = [
+            (each["values"], at[SCORE])
+            for each in trials
+            for at in each["rungs"]
+            if at[RUNG] == rung and FAILED not in at
+        ]
         if len(scored) >= max(_LEAST, len(trials) // 2):
             break
     else:
         return {}
-    if len({each["rungs"][rung][SCORE] for each in scored}) < 2:
+    if len({score for _, score in scored}) < 2:
         return {}
     study = optuna.create_study(direction="maximize")
-    for each in scored:
+    for values, score in scored:
         study.add_trial(
             optuna.trial.create_trial(
-                params=dict(each["values"]),
+                params=dict(values),
                 distributions={path: distribution.optuna for path, distribution in space.items()},
-                value=each["rungs"][rung][SCORE],
+                value=score,
             )
         )
     with warnings.catch_warnings():
@@ -77,7 +82,7 @@ def write_report(
                     f"rung {rung}": [
                         (each["values"][path], at[SCORE]) for each in trials for at in each["rungs"] if at[RUNG] == rung
                     ]
-                    for rung in range(1, max(len(each["rungs"]) for each in trials) + 1)
+                    for rung in range(1, max(each["rungs"][-1][RUNG] for each in trials) + 1)
                 },
                 path,
                 metric,

@@ -21,39 +21,41 @@ def begin(task: Task, *, anew: bool) -> None:
     Raises:
         InputError: another sweep of the same recipe was broken off, and it was not asked to begin anew.
     """
-    identity = {"settings": task.settings.identity(), "prepare": task.inputs["prepare"].record.fingerprint}
+    inputs = {name: each.record.fingerprint for name, each in task.inputs.items()}
+    identity = {"settings": task.settings.identity(), "inputs": inputs}
     note = task.work / _BEGUN
-    other = None if note.exists() else _broken_off(task)
-    if other and anew:
-        write_whole(other / WORK / _GIVEN_UP, "")
-    elif other:
+    for other in () if note.exists() else _broken_off(task):
+        if anew:
+            write_whole(other / WORK / _GIVEN_UP, "")
+            continue
         before = json.loads((other / WORK / _BEGUN).read_text(encoding="utf-8"))
         trials = sum(1 for _ in (other / WORK).glob(f"trials/*/{TRIAL}"))
         changes = list(_changes(before["identity"]["settings"], identity["settings"]))
-        if before["identity"]["prepare"] != identity["prepare"]:
-            changes.append("the prepared data is another")
-        changes = changes or ["another version of Shoal made it"]
+        for name, fingerprint in inputs.items():
+            if before["identity"]["inputs"].get(name) != fingerprint:
+                changes.append(f"what {name} made is another")
+        changes = changes or ["the encoder, or the version of Shoal, is another"]
         named = "; ".join(changes[:_NAMED]) + (f" and {len(changes) - _NAMED} more" if len(changes) > _NAMED else "")
         raise InputError(
             f"a sweep of this recipe was broken off after {trials} trials, but the recipe has changed since: {named}. "
             "Undo that to go on with it, or set sweep.anew=true to begin another."
         )
     task.work.mkdir(parents=True, exist_ok=True)
+    (task.work / _GIVEN_UP).unlink(missing_ok=True)
     write_whole(note, json.dumps({"recipe": task.recipe, "identity": identity}))
 
 
-def _broken_off(task: Task) -> UPath | None:
-    """Another sweep of the same recipe that was begun and not ended, and that nobody is at work on."""
+def _broken_off(task: Task) -> Iterator[UPath]:
+    """Other sweeps of the same recipe that were begun and not ended, and that nobody is at work on."""
     if not task.out.parent.exists():
-        return None
+        return
     for folder in sorted(task.out.parent.iterdir(), key=str):
         note = folder / WORK / _BEGUN
-        ended = (folder / RECORD).exists() or (folder / WORK / _GIVEN_UP).exists()
-        unfinished = folder.name != task.out.name and note.exists() and not ended
+        unfinished = folder.name != task.out.name and note.exists() and not (folder / WORK / _GIVEN_UP).exists()
         of_this = unfinished and json.loads(note.read_text(encoding="utf-8"))["recipe"] == task.recipe
-        if of_this and not is_claimed(folder):
-            return folder
-    return None
+        # Looked for in this order: one that ends meanwhile is not taken for one that was broken off.
+        if of_this and not is_claimed(folder) and not (folder / RECORD).exists():
+            yield folder
 
 
 def _changes(before: Any, after: Any, path: str = "") -> Iterator[str]:

@@ -1,205 +1,205 @@
-"""The search: Optuna or chance proposes values, Ray Tune runs the trials, and what falls behind at a rung is stopped.
+"""The search: Ray Tune runs the trials, each of its own from one rung to the next; who goes on is decided here.
 
-What trials find is theirs to keep (`pipelines.sweeping.trial`); that one has ended, and why, is written here. A sweep
-that is begun again tells the searcher and the scheduler what ended trials had found, goes on with those that had not
-ended, and proposes as many more as are wanted.
+What trials find is theirs to keep (`pipelines.sweeping.trial`). A sweep that is begun again reads it, goes on with
+those that are good enough, and proposes as many more as are wanted.
 """
 
 import contextlib
-import json
 import logging
 import os
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import ray
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from ray import tune
 from ray.tune.execution import class_cache
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
-from upath import UPath
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
 from cluster.connect import room_for
 from cluster.memory import training_environment
-from cluster.store import STORAGE_ERRORS, ClusterError, remove_tree, write_whole
-from models.settings import InputError
+from cluster.store import STORAGE_ERRORS, ClusterError, remove_tree
+from models.settings import InputError, first_line
 from pipelines.progress import Progress
+from pipelines.sweeping.board import Board, Entry
+from pipelines.sweeping.proposing import propose
 from pipelines.sweeping.showing import Shown, showing
-from pipelines.sweeping.trial import FAILED, RUNG, SCORE, TIME, TRUNK, WHOLE, Trial, TrialJob, records, time_of
+from pipelines.sweeping.trial import PLACE, TRUNK, VALUES, Trial, TrialJob, records, told_rungs
 from pipelines.training.workers import storage_of
 
 if TYPE_CHECKING:
     from pipelines.sweep import SweepSettings
 
-_ENDED = "ended.json"
-SearchName = Literal["tpe", "random"]
-StopName = Literal["asha", "median", "none"]
+_MANY, _LOOK_SECONDS = 1_000_000, 1.0
 
 
 def run_trials(job: TrialJob, sweep: "SweepSettings", progress: Progress) -> list[dict[str, Any]]:
-    """Runs trials until as many have ended as are wanted; gives what each found, in the order in which they were begun.
+    """Runs trials until as many as are wanted were begun and the best of them have come to the end.
+
+    Gives the `values` of each, what it was worth at its `rungs`, and why it `ended`, in the order in which they were
+    begun.
 
     Raises:
-        ClusterError: trials were lost again and again.
+        ClusterError: trials were lost again and again, and none came to the end.
         InputError: no trial could be trained.
     """
     settings = job.lesson.settings
     gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
     room_for(settings.threads, gpus, "a trial", "finetune.threads")
-    known = records(job)
-    ended = [each for each in known if (job.folder(each["values"]) / _ENDED).exists()]
-    begun = [each for each in known if each not in ended]
-    given = [dict(point) for point in sweep.start if all(each["values"] != point for each in known)]
-    left = sweep.trials - len(ended)
-    before = [(each, why_ended(job, each["values"])) for each in ended]
-    with showing(progress, sweep.trials, settings.metric, before) as shown:
-        if left > 0:
-            points = [*(each["values"] for each in begun), *given][:left]
-            _tune(job, sweep, (ended, begun), points, left, gpus, shown)
-    found = records(job)
-    if all(each["rungs"][-1].get(FAILED) for each in found):
-        raise InputError(f"no trial could be trained: {found[0]['rungs'][-1][FAILED]}")
-    return found
+    known = [Entry(each["values"], each["rungs"]) for each in records(job)]
+    board = Board(sweep.stop, job.reduction, job.rungs, max(sweep.trials, len(known)), known)
+    with showing(progress, settings.metric, board) as shown:
+        needs = {"CPU": float(settings.threads), "GPU": float(gpus)}
+        _tune(job, _Deciding(job, sweep, board, shown, needs), needs, sweep.max_failures)
+    if not any(entry.whole for entry in board.entries):
+        if lost := next((entry.lost for entry in board.entries if entry.lost), None):
+            raise ClusterError(f"trials were lost, and none came to the end: {lost}; run the same command again.")
+        raise InputError(f"no trial could be trained: {board.entries[0].failed}")
+    return [
+        {"values": entry.values, "rungs": entry.rungs, "ended": board.why(entry)}
+        for entry in board.entries
+        if entry.rungs
+    ]
 
 
-def _tune(
-    job: TrialJob,
-    sweep: "SweepSettings",
-    known: tuple[list[dict[str, Any]], list[dict[str, Any]]],
-    points: list[dict[str, Any]],
-    left: int,
-    gpus: int,
-    shown: Shown,
-) -> None:
-    settings, (ended, begun) = job.lesson.settings, known
-    seed = sweep.seed + len(ended) + len(begun)  # What was proposed before is not to be proposed again.
-    sampler: BaseSampler = (
-        RandomSampler(seed=seed)
-        if sweep.search == "random"
-        else TPESampler(seed=seed, n_startup_trials=max(sweep.trials // 4, 4), multivariate=True, constant_liar=True)
-    )
-    distributions = {path: each.optuna for path, each in sweep.space.items()}
-    searcher = _Proposing(distributions, metric=SCORE, mode="max", points_to_evaluate=points or None, sampler=sampler)
-    scheduler = _scheduler(sweep.stop, job.rungs, job.reduction)
-    for number, each in enumerate(ended):
-        scores, whole = [rung[SCORE] for rung in each["rungs"]], each["rungs"][-1][WHOLE]
-        # Optuna counts them from 0, and a trial's own reports from 1.
-        searcher.add_evaluated_point(
-            each["values"], scores[-1], pruned=not whole, intermediate_values=[scores[0], *scores]
-        )
-        _replay(scheduler, f"ended-{number}", each["rungs"], job.reduction)
-    for number, each in enumerate(begun):  # They themselves tell their last rung again.
-        _replay(scheduler, f"begun-{number}", each["rungs"][:-1], job.reduction)
-    trainable = tune.with_resources(
-        tune.with_parameters(Trial, job=job), {"cpu": float(settings.threads), "gpu": float(gpus)}
-    )
+def _tune(job: TrialJob, deciding: "_Deciding", needs: Mapping[str, float], max_failures: int) -> None:
+    room = {name.lower(): count for name, count in needs.items()}
+    trainable = tune.with_resources(tune.with_parameters(Trial, job=job), room)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # It would take Ctrl-C for the wish to stop trials and go on.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Else it prints tables of its own, however quiet it is asked to be.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_MANY)  # How many wait for room is decided here.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Lost trials are told here.
+    scheduler = _LastFirst()  # type: ignore[no-untyped-call]
     tuner = tune.Tuner(
         trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=left,
-            reuse_actors=True,
-        ),
+        tune_config=tune.TuneConfig(search_alg=deciding, scheduler=scheduler, num_samples=-1, reuse_actors=True),
         run_config=tune.RunConfig(
             name="tune",
-            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            callbacks=[_Watching(job, shown)],
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            callbacks=[_Watching(deciding)],
             verbose=0,
             **storage_of(job.work),
         ),
     )
     # Tune has no public way to say what a trial's process needs.
-    environment = {} if gpus else training_environment()
-    with mock.patch.dict(class_cache.DEFAULT_ENV_VARS, environment), warnings.catch_warnings():
-        # A trial that goes on tells its last rung again.
-        warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
-        results = tuner.fit()
-    if results.errors:
-        raise ClusterError(f"{len(results.errors)} trials were lost: {results.errors[0]}; run the same command again.")
+    environment = {} if needs["GPU"] else training_environment()
+    with mock.patch.dict(class_cache.DEFAULT_ENV_VARS, environment):
+        tuner.fit()
 
 
-def _scheduler(stop: StopName, rungs: int, reduction: float) -> TrialScheduler:
-    match stop:
-        case "asha":  # Li et al. 2020, arXiv 1810.05934.
-            most = time_of(rungs - 1, reduction) + 1
-            return AsyncHyperBandScheduler(
-                TIME, SCORE, "max", max_t=most, grace_period=time_of(0, reduction), reduction_factor=reduction
-            )
-        case "median":  # Golovin et al. 2017.
-            never: Any = float("inf")  # Trials are not paused for others' sake.
-            return MedianStoppingRule(RUNG, SCORE, "max", grace_period=1, min_samples_required=4, min_time_slice=never)
-        case "none":
-            return FIFOScheduler()
+class _Deciding(Searcher):
+    """What Tune asks for something to run. Each of its trials takes one of ours from where it is to the next rung."""
 
+    def __init__(
+        self, job: TrialJob, sweep: "SweepSettings", board: Board, shown: Shown, needs: Mapping[str, float]
+    ) -> None:
+        super().__init__(metric="score", mode="max")
+        self._needs, self._room, self._looked = needs, 0, float("-inf")
+        self._job, self._sweep, self._board, self._shown = job, sweep, board, shown
+        self._entries: dict[str, Entry] = {}
+        """By Tune's names for what they are at."""
 
-def _replay(scheduler: TrialScheduler, name: str, rungs: Sequence[Mapping[str, Any]], reduction: float) -> None:
-    """Tells a scheduler what a trial of an earlier command had told."""
-    if isinstance(scheduler, FIFOScheduler) and not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule):
-        return
-    if not rungs:
-        return
-    trial: Any = _Earlier(name)
-    nobody: Any = SimpleNamespace(get_live_trials=list, get_trials=list)
-    results = [{**rung, TIME: time_of(place, reduction)} for place, rung in enumerate(rungs)]
-    scheduler.on_trial_add(nobody, trial)
-    for result in results:
-        scheduler.on_trial_result(nobody, trial, result)
-    scheduler.on_trial_complete(nobody, trial, results[-1])
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes it down, but all that matters stands in the trials' own records."""
+        return {}
 
+    def suggest(self, trial_id: str) -> Any:
+        """A trial to take on; None where what is running has to end first."""
+        board = self._board
+        # One more than there is room for, so that a cluster that can grow does.
+        if sum(entry.running for entry in board.entries) > self._room_now():
+            return None
+        entry = board.next()
+        if entry is None and len(board.entries) < board.wanted:
+            sweep = self._sweep
+            values = propose(sweep.search, sweep.space, sweep.start, board.entries, sweep.trials, sweep.seed)
+            if values is None:
+                board.wanted = len(board.entries)
+                self._shown.tell(f"all of sweep.space has been tried: {board.wanted} sets of values")
+            else:
+                entry = Entry(values)
+                board.entries.append(entry)
+        if entry is None and len(board.entries) >= board.wanted:
+            entry = board.last()
+        if entry is None:
+            return None if board.running else Searcher.FINISHED
+        entry.running = True
+        self._entries[trial_id] = entry
+        self._shown.update()
+        return {VALUES: dict(entry.values), PLACE: len(entry.rungs)}
 
-@dataclass(frozen=True)
-class _Earlier:
-    """What a scheduler wants to know of a trial."""
-
-    trial_id: str
-    status: str = "TERMINATED"
-
-
-class _Proposing(OptunaSearch):
-    """Optuna, which is told that a trial was stopped, not that its last score is all that it is worth."""
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: there is one, told at the end."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Without a result, Tune's bridge calls the trial pruned: of such, the sampler compares rungs first."""
-        super().on_trial_complete(trial_id, result if result and result[WHOLE] else None, error)
+        """A trial was scored; or lost too often, of which `lost` hears as well."""
+        entry = self._entries[trial_id]
+        entry.running = False
+        if error:
+            entry.lost = "its process ended again and again"
+            return
+        entry.rungs = told_rungs(self._job, entry.values)
+        over = self._board.settle() + ([entry] if entry.whole or entry.failed else [])
+        self._shown.scored(entry)
+        for each in over:
+            with contextlib.suppress(*STORAGE_ERRORS):  # It only takes room.
+                remove_tree(self._job.folder(each.values) / TRUNK)
+
+    def again(self, trial_id: str) -> None:
+        """A trial's process or node is gone, and it begins again."""
+        self._shown.again(self._entries[trial_id])
+
+    def lost(self, trial_id: str, error: BaseException | None) -> None:
+        """A trial was lost too often."""
+        entry = self._entries[trial_id]
+        entry.lost = first_line(error) if error else entry.lost
+        self._shown.lost(entry)
+
+    def _room_now(self) -> int:
+        """How many trials the nodes that there are hold."""
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            wanted = [(name, count) for name, count in self._needs.items() if count]
+            self._room = sum(min(int(node.get(name, 0) // count) for name, count in wanted) for node in nodes)
+            self._looked = time.monotonic()
+        return self._room
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, for the same reason."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing either."""
+
+
+class _LastFirst(FIFOScheduler):
+    """Gives a process that comes free to the trial that waits for room, not to one whose own process is starting up.
+
+    That one would be given up, and where trials take less time than a process takes to start there would never be more
+    than one.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The one that was proposed last."""
+        waiting = (trial for trial in reversed(tune_controller.get_trials()) if trial.status == "PENDING")
+        return next(waiting, None)
 
 
 class _Watching(tune.Callback):
-    """Hears of the trials in the command's own process."""
+    """Hears what becomes of the trials' processes."""
 
-    def __init__(self, job: TrialJob, shown: Shown) -> None:
-        self._job, self._shown = job, shown
+    def __init__(self, deciding: _Deciding) -> None:
+        self._deciding = deciding
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes its callbacks down, and this one is of no use but in the command's own process."""
         return {}
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._shown.began(trial.trial_id, trial.config)
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        self._shown.found(trial.trial_id, result)
-
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._shown.lost(trial.trial_id)
+        self._deciding.again(trial.trial_id)
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        why = self._shown.ended(trial.trial_id)
-        folder: UPath = self._job.folder(trial.config)
-        with contextlib.suppress(*STORAGE_ERRORS):  # It would be told once more, and end again.
-            write_whole(folder / _ENDED, json.dumps({"why": why}))
-            remove_tree(folder / TRUNK)
-
-
-def why_ended(job: TrialJob, values: Mapping[str, Any]) -> str:
-    """Why a trial has ended, as it was told."""
-    path = job.folder(values) / _ENDED
-    return str(json.loads(path.read_text(encoding="utf-8"))["why"]) if path.exists() else "did not end"
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._deciding.lost(trial.trial_id, trial.get_pickled_error())

@@ -34,7 +34,7 @@ class Distribution(Settings):
             raise ValueError(f"must be one of {', '.join(type(self).model_fields)}, for example {{uniform: [0, 0.3]}}")
         ((name, values),) = given.items()
         if name == "choice":
-            if len(values) < 2 or len(set(map(repr, values))) < len(values):
+            if len(values) < 2 or len(set(values)) < len(values):  # As Optuna compares them: true is 1.
                 raise ValueError("choice must have at least two values, none twice")
             return self
         low, high = values

@@ -1,19 +1,19 @@
 """A trial: one set of values, trained on the lanes that fine-tuning has, and scored at its rungs (Ray Tune).
 
-A step of this Trainable takes the trunk to the next rung, keeps its state, decays a branch off it, scores that, and
-goes back. An actor goes from trial to trial and keeps what it has imported. What was scored and the trunk's state
-stand in the sweep's working folder under the values' own name: a trial that is begun again, after a lost node or a
-killed command, tells what it had told and goes on from there.
+This Trainable takes a trial from where it is to its next rung: the trunk to its fork, whose state is kept, and a branch
+that decays and is scored. What was scored and the trunk's state stand in the sweep's working folder under the values'
+own name, so that whoever is next told to go on with them can, on any node and in any command. An actor goes from trial
+to trial and keeps what it has imported, and the model where it goes on with the same one.
 """
 
 import gc
 import hashlib
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from models.precision import LossScale, agreed
 from models.settings import InputError, first_line
 from pipelines.finetune import class_weights_of
 from pipelines.prepared import Prepared
+from pipelines.sweeping.board import BUDGET, FAILED, LOSS, RUNG, SCORE, TEXTS, WHOLE
 from pipelines.sweeping.ladder import Rung, ladder
 from pipelines.sweeping.space import with_values
 from pipelines.training.checkpoints import Checkpoints
@@ -40,13 +41,7 @@ from pipelines.training.classifying import Classifying
 from pipelines.training.lanes import feed_over
 from pipelines.training.worker import telling_full_memory, trainer_of
 
-SCORE, BUDGET, RUNG, TEXTS, FAILED, TIME, WHOLE = "score", "budget", "rung", "texts", "failed", "time", "whole"
-RECORD, TRUNK, _SECTION = "trial.json", "trunk", "finetune"
-
-
-def time_of(rung: int, reduction: float) -> int:
-    """A rung's place, from 0, as schedulers count it: in whole numbers that grow as budgets do."""
-    return math.ceil(1000 * reduction**rung)
+RECORD, TRUNK, VALUES, PLACE, _SECTION = "trial.json", "trunk", "values", "place", "finetune"
 
 
 @dataclass(frozen=True)
@@ -67,16 +62,19 @@ class TrialJob:
 class Trial(tune.Trainable):
     """Trained by one worker, whose bits are those that any number of workers would come to."""
 
+    _values: Mapping[str, Any] = {}
+    _run: "_Run | None" = None
+
     def setup(self, config: dict[str, Any], job: TrialJob | None = None) -> None:
-        """Begins a trial, or goes on with it."""
+        """Begins a trial, or goes on with it: its `values`, and the `place`, from 0, of the rung to climb to."""
+        before = self._values
         if job is not None:
-            self._job = job
-        self._values, self._began = config, time.time()
-        self._folder = self._job.folder(config)
-        # What was passed before is not told, and decided on, again.
-        self._next = max(len(self._told()) - 1, 0)
-        self._run: _Run | None = None
-        gc.collect()  # A model and what trains it hold each other.
+            self._job, self._run = job, None
+        self._values, self._place = config[VALUES], config[PLACE]
+        self._folder = self._job.folder(self._values)
+        if self._values != before:
+            self._run = None
+            gc.collect()  # A model and what trains it hold each other.
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Another trial, in the same process."""
@@ -84,36 +82,30 @@ class Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Takes the trial to its next rung; what it was found to be worth there."""
-        place, self._next = self._next, self._next + 1
-        with claimed(self._folder, print):  # Where the same values are tried twice, the second trial reads.
-            told = self._told()
-            if place >= len(told):
+        """Takes the trial to the rung; what it was found to be worth there."""
+        with claimed(self._folder, print):  # A process on a node that was taken for lost may still be at it.
+            told = told_rungs(self._job, self._values)
+            if self._place >= len(told):
                 self._folder.mkdir(parents=True, exist_ok=True)
-                told.append(self._climb(place, told[-1][TEXTS] if told else 0))
-                record = {"values": self._values, "began": self._began, "rungs": told}
+                began = time.time()
+                found = self._climb(told[-1] if told else None)
+                told.append(found | {"began_at": began, "ended_at": time.time()})
+                record = {VALUES: self._values, "rungs": told}
                 write_whole(self._folder / RECORD, json.dumps(record))
-        found: dict[str, Any] = told[place]
-        return found | {TIME: time_of(place, self._job.reduction)}
+        return {**told[self._place], "done": True}
 
-    def _told(self) -> list[dict[str, Any]]:
-        path = self._folder / RECORD
-        if not path.exists():
-            return []
-        record = json.loads(path.read_text(encoding="utf-8"))
-        self._began = record["began"]
-        rungs: list[dict[str, Any]] = record["rungs"]
-        return rungs
-
-    def _climb(self, place: int, texts: int) -> dict[str, Any]:
+    def _climb(self, last: Mapping[str, Any] | None) -> dict[str, Any]:
+        texts = last[TEXTS] if last else 0
         try:
             with telling_full_memory(self._job.lesson):
-                self._run = self._run or _Run(self._job, self._values, self._folder, texts)
-                return self._run.climb(place)
+                if self._run is None or self._run.place != self._place:
+                    self._run = _Run(self._job, self._values, self._folder, self._place, texts)
+                return self._run.climb()
         except (InputError, ValidationError) as error:  # These values do not work; others may.
-            texts = self._run.texts if self._run else texts
-            told = {SCORE: 0.0, BUDGET: 0, RUNG: place + 1, TEXTS: texts, WHOLE: False, "ended_at": time.time()}
-            return told | {FAILED: first_line(error), "done": True, "overhead_seconds": 0.0}
+            texts, self._run = self._run.texts if self._run else texts, None
+            rung = last[RUNG] if last else 0
+            told = {SCORE: 0.0, LOSS: 0.0, BUDGET: 0, RUNG: rung, TEXTS: texts, WHOLE: False}
+            return told | {FAILED: first_line(error), "overhead_seconds": 0.0}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: a trial keeps its own."""
@@ -125,9 +117,9 @@ class Trial(tune.Trainable):
 class _Run:
     """The model of a trial and how far its trunk is."""
 
-    def __init__(self, job: TrialJob, values: Mapping[str, Any], folder: UPath, texts: int) -> None:
-        """`texts` were trained on by now, branches included."""
-        started = time.monotonic()
+    def __init__(self, job: TrialJob, values: Mapping[str, Any], folder: UPath, place: int, texts: int) -> None:
+        """To climb to the rung at `place`, from 0; `texts` were trained on by now, branches included."""
+        started, self.place = time.monotonic(), place
         settings = with_values(job.lesson.settings, values, _SECTION)
         own = job.lesson.encoder if isinstance(settings.encoder, str) else settings.encoder
         prepared = Prepared(job.lesson.prepared)
@@ -163,9 +155,11 @@ class _Run:
             self._trainer.scale = LossScale(**last.progress["scale"])
         self.overhead = time.monotonic() - started
 
-    def climb(self, place: int) -> dict[str, Any]:
-        """To a rung, and on the branch to its end."""
-        rung, last = self._rungs[place], place == len(self._rungs) - 1
+    def climb(self) -> dict[str, Any]:
+        """To the fork, and on the branch to the rung; the next one is the one after it."""
+        rung, last = self._rungs[self.place], self.place == len(self._rungs) - 1
+        self.place += 1
+        overhead, self.overhead = self.overhead, 0.0
         self._take(rung, rung.fork, keep=True)
         forked, scale, texts = (self._taken, self._tokens), replace(self._trainer.scale), self.texts
         kept: dict[str, Tensor] = {}
@@ -185,14 +179,13 @@ class _Run:
         self._checkpoints.wait()
         return {
             SCORE: self._lesson.score(measured),
+            LOSS: fmean(float(value) for name, value in measured.items() if name.endswith("log_loss")),
             BUDGET: budget,
-            RUNG: place + 1,
+            RUNG: rung.number,
             TEXTS: self.texts,
             "branch_texts": self.texts - texts,
-            "overhead_seconds": round(self.overhead, 2),
-            "ended_at": time.time(),
+            "overhead_seconds": round(overhead, 2),
             "metrics": {name: float(value) for name, value in measured.items()},
-            "done": last,
             WHOLE: last,
         }
 
@@ -229,6 +222,16 @@ class _Run:
         return training_state(self._trainer.model, self._trainer.optimizer)
 
 
+def told_rungs(job: TrialJob, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a trial was found to be worth so far."""
+    path = job.folder(values) / RECORD
+    path.fs.invalidate_cache()
+    if not path.exists():
+        return []
+    rungs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rungs"]
+    return rungs
+
+
 def records(job: TrialJob) -> list[dict[str, Any]]:
     """What trials have found so far, `values` and `rungs`, in the order in which they were begun."""
     folder = job.work / "trials"
@@ -237,4 +240,4 @@ def records(job: TrialJob) -> list[dict[str, Any]]:
     folder.fs.invalidate_cache()
     paths = [entry / RECORD for entry in folder.iterdir() if (entry / RECORD).exists()]
     found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return sorted(found, key=lambda each: each["began"])
+    return sorted(found, key=lambda each: each["rungs"][0]["began_at"])

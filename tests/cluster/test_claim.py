@@ -87,10 +87,10 @@ def test_who_lives_holds_its_claim(folder: UPath) -> None:
     path = folder.with_name("work.claim")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_ELSEWHERE)
-    assert not is_claimed(folder, watched_seconds=0.2), "its beats stand still"
+    assert not is_claimed(folder, silent_seconds=0.2), "its beats stand still"
     beats = threading.Timer(0.2, path.write_text, (_ELSEWHERE.replace("3", "4"),))
     beats.start()
-    assert is_claimed(folder, watched_seconds=2.0)
+    assert is_claimed(folder, silent_seconds=2.0)
     beats.join()
 
 
