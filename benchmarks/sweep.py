@@ -30,7 +30,14 @@ from recipes.loading import load_recipe
 from recipes.planning import plan
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "airline.yaml"
-GIVEN = ["finetune.epochs=1", "finetune.microbatch=4", "prepare.validation_share=0.2", "prepare.max_length=48"]
+GIVEN = [
+    "finetune.epochs=1",
+    "finetune.lanes=1",
+    "finetune.microbatch=16",
+    "finetune.workers=1",
+    "prepare.validation_share=0.25",
+    "prepare.max_length=48",
+]
 SEARCHES = {
     "(a) random, all to the end": "{{trials: {trials}, search: random, stop: none, rungs: 1, seed: {seed}}}",
     "(b) TPE, all to the end": "{{trials: {trials}, search: tpe, stop: none, rungs: 1, seed: {seed}}}",
@@ -60,7 +67,7 @@ def texts_until(trials: list[dict[str, Any]], wanted: float) -> int | None:
 def main() -> None:
     """Runs each search with each seed, one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--airlines", default="jetblue")
+    parser.add_argument("--airlines", default="united")
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()

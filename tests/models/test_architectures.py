@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForMaskedLM
 
-from models.architectures import SIZES, ScratchEncoder, scratch_config
+from models.architectures import SHIFTED, SIZES, ScratchEncoder, scratch_config
+from models.packed import accept_packed
 from models.settings import InputError
 from tests.models.test_language import tokenizer
 
@@ -37,6 +39,15 @@ def test_numbers_by_hand_come_before_those_of_the_size() -> None:
     assert (config.hidden_size, config.num_hidden_layers, config.intermediate_size) == (256, 3, 100)
 
 
+@pytest.mark.parametrize("architecture", sorted(SHIFTED - {"xmod"}))  # It wants to know a text's language.
+def test_positions_that_are_shifted_are_enough(architecture: str) -> None:
+    config = scratch_config(ScratchEncoder(architecture=architecture, size="tiny"), tokenizer(), 64)
+    model = AutoModelForMaskedLM.from_config(config)
+    accept_packed(model, 64, torch.device("cpu"), "fp32")
+    ids = torch.full((1, 64), 7)
+    assert bool(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.isfinite().all())
+
+
 def test_heads_divide_the_width() -> None:
     with pytest.raises(ValidationError, match="must divide hidden_size, which is 256, and 3 does not"):
         ScratchEncoder(heads=3)
@@ -47,5 +58,7 @@ def test_what_is_unknown_is_told() -> None:
         ScratchEncoder(architecture="bart3")
     with pytest.raises(InputError, match=r"encoder\.config: bert has no setting 'window'\."):
         scratch_config(ScratchEncoder(config={"window": 3}), tokenizer(), 64)
+    with pytest.raises(InputError, match=r"encoder\.config: funnel cannot be made so: .* set `block_sizes`"):
+        scratch_config(ScratchEncoder(architecture="funnel"), tokenizer(), 64)
     with pytest.raises(InputError, match=r"encoder\.config: modernbert cannot be made so"):
         scratch_config(ScratchEncoder(architecture="modernbert", config={"layer_types": "all"}), tokenizer(), 64)
