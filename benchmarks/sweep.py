@@ -92,7 +92,7 @@ def main() -> None:
                 shares[name].append(reached / whole if reached else float("inf"))
                 told = (f"{reached:,}", f"{reached / whole:.2f}") if reached else ("not reached", "-")
                 table.add_row(str(seed), name, f"{spent:,}", f"{score:.4f}", *told)
-                console.print(f"seed {seed}, {name}: {spent:,} texts, {score:.4f}", style="dim")
+                console.print(f"seed {seed}, {name}: {spent:,} texts, {score:.4f}, as (a) after {told[0]}", style="dim")
     console.print(describe_machine())
     console.print(table)
     for name, each in shares.items():
