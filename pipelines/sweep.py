@@ -15,6 +15,7 @@ from cluster.store import telling_storage_errors, write_whole
 from models.settings import Settings, execution
 from pipelines import finetune
 from pipelines.finetune import FinetuneSettings, lesson_of
+from pipelines.prepared import Prepared
 from pipelines.stage import Task
 from pipelines.sweeping.best import BEST
 from pipelines.sweeping.board import SCORE, TEXTS, WHOLE, StopName
@@ -30,6 +31,8 @@ NAME = "sweep"
 FORMAT = 2
 
 _SECTION = "finetune"
+_TELLING_TEXTS = 400
+"""With 224 a sweep of 1,000 tweets was seen to end 6 points of macro-F1 lower than with one rung less, with 490 not."""
 _FIXED = {
     "epochs": "decides how long a trial is, and trials of other lengths cannot be compared",
     "schedule": "is wsd in every trial, so that it does not depend on where one is stopped",
@@ -46,7 +49,7 @@ class SweepSettings(Settings):
     space: dict[str, Distribution] = Field(
         {
             "finetune.learning_rate": Distribution(log_uniform=(1e-5, 1e-3)),
-            "finetune.warmup": Distribution(uniform=(0.0, 0.3)),
+            "finetune.warmup": Distribution(uniform=(0.0, 0.2)),
         },
         description="Settings of finetune by their paths, each with log_uniform, uniform or int (bounds) or choice.",
     )
@@ -153,7 +156,15 @@ def run(task: Task) -> dict[str, Any]:
     with telling_storage_errors(str(task.out)):
         begin(task, anew=sweep.anew)
     varied = settings.finetune.model_copy(update={"schedule": "wsd"})
-    job = TrialJob(lesson_of(task, varied), task.work, sweep.rungs, sweep.reduction)
+    lesson = lesson_of(task, varied)
+    job = TrialJob(lesson, task.work, sweep.rungs, sweep.reduction)
+    texts = varied.epochs * Prepared(lesson.prepared).index.splits["train"].rows
+    if sweep.rungs > 1 and (first := texts / sweep.reduction ** (sweep.rungs - 1)) < _TELLING_TEXTS:
+        task.progress.tell(
+            f"  the first rung has only some {first:.0f} texts, too few to tell good settings from bad ones; lower "
+            "sweep.rungs",
+            "yellow",
+        )
     trials = run_trials(job, sweep, task.progress)
     whole = [each for each in trials if each["rungs"][-1][WHOLE]]
     best = max(trials, key=worth)
