@@ -64,7 +64,7 @@ class SweepSettings(Settings):
         3.0, gt=1, description="A rung's tokens after the warm-up against those of the rung before; asha's share, too."
     )
     start: tuple[dict[str, Any], ...] = Field((), description="Values to begin with, as {PATH: VALUE} for each path.")
-    seed: int = Field(0, description="Of the proposals.")
+    seed: int = Field(0, ge=0, description="Of the proposals.")
     anew: bool = execution(
         False, description="Whether to begin though another sweep of this recipe, since changed, was broken off."
     )

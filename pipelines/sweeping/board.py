@@ -98,18 +98,22 @@ class Board:
         return any(entry.running for entry in self.entries)
 
     def ahead(self, entry: Entry) -> tuple[int, int]:
-        """How many of the others that were scored at a trial's rung are ahead of it, and how many there are."""
-        own = entry.worth(entry.rung)
-        assert own is not None
-        others = (other for other in self.entries if other is not entry)
-        found = [worth for other in others if (worth := other.worth(entry.rung)) is not None]
-        return sum(worth > own for worth in found), len(found)
+        """How many of the others that were scored at a trial's rung are ahead of it, and how many there are; those that
+        failed or were lost later hold nobody up.
+        """
+        own, found = entry.worth(entry.rung), self._worths(entry.rung, but=entry)
+        return sum(own is not None and worth > own for worth in found), len(found)
 
-    def settle(self) -> list[Entry]:
-        """Stops the trials that cannot go on any more, whatever else is found; gives those that this is new of."""
+    def settle(self, *, afresh: bool = False) -> list[Entry]:
+        """Stops the trials that cannot go on any more, whatever else is found; gives those that this is new of.
+
+        `afresh` after a trial failed or was lost: others may come in its place, who were stopped before.
+        """
         found = []
+        for entry in self.entries if afresh else ():
+            entry.stopped = False
         for rung in range(1, self._rungs):
-            there = sum(entry.worth(rung) is not None for entry in self.entries)
+            there = len(self._worths(rung))
             below = sum(entry.rung < rung and not entry.ended for entry in self.entries)
             most = there + below + self.wanted - len(self.entries)
             for entry in self._waiting(rung):
@@ -131,12 +135,19 @@ class Board:
             return f"cannot be trained: {entry.failed}"
         if entry.whole:
             return "finished"
+        if not entry.rungs:
+            return "waits to begin again"
         ahead, others = self.ahead(entry)
         does = "stopped" if entry.stopped else "waits"
         return f"{does} at rung {entry.rung}: {ahead} of {others} others there are ahead"
 
     def _share(self, count: int) -> int:
         return math.ceil(count / self._reduction)
+
+    def _worths(self, rung: int, but: Entry | None = None) -> list[Worth]:
+        """Of the trials that were scored at a rung."""
+        entries = (entry for entry in self.entries if entry is not but and not (entry.failed or entry.lost))
+        return [worth for entry in entries if (worth := entry.worth(rung)) is not None]
 
     def _waiting(self, rung: int) -> list[Entry]:
         """Those that wait at a rung, the best first."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -13,7 +14,6 @@ from pipelines.sweeping.space import Distribution
 
 SearchName = Literal["tpe", "random"]
 _TRIES = 64
-_SEEDS = 1_000_003
 _TIE = 1e-6
 
 
@@ -32,9 +32,10 @@ def propose(
     known = [dict(entry.values) for entry in entries]
     for point in start:
         if point not in known:
-            return dict(point)
+            return {path: point[path] for path in space}
     distributions = {path: each.optuna for path, each in space.items()}
-    sampler = _sampler(search, wanted, seed * _SEEDS + len(entries))
+    (own_seed,) = np.random.SeedSequence([seed, len(entries)]).generate_state(1)
+    sampler = _sampler(search, wanted, int(own_seed))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.add_trials([_told(entry, distributions) for entry in entries])
     for _ in range(_TRIES):

@@ -10,7 +10,7 @@ from upath import UPath
 from cluster.store import is_local
 from pipelines import figures
 from pipelines.report import Cell, Figure, Section, Table, Text, render
-from pipelines.sweeping.board import BUDGET, FAILED, RUNG, SCORE, TEXTS, WHOLE
+from pipelines.sweeping.board import BUDGET, FAILED, LOSS, RUNG, SCORE, TEXTS, WHOLE
 from pipelines.sweeping.space import Distribution
 
 _LEAST = 4
@@ -147,10 +147,10 @@ def write_hparams(out: UPath, metric: str, trials: Sequence[Mapping[str, Any]]) 
                 writer.add_scalar(f"rungs/{metric}", at[SCORE], at[BUDGET])
 
 
-def worth(trial: Mapping[str, Any]) -> tuple[bool, bool, int, float]:
-    """What trials are ordered by: those that could be trained, to the end, then by rung, then by score."""
+def worth(trial: Mapping[str, Any]) -> tuple[bool, bool, int, float, float]:
+    """What trials are ordered by: those that could be trained, to the end, then by rung, then by score and loss."""
     last = trial["rungs"][-1]
-    return FAILED not in last, last[WHOLE], last[RUNG], last[SCORE]
+    return FAILED not in last, last[WHOLE], last[RUNG], last[SCORE], -last[LOSS]
 
 
 def _cell(value: Any) -> Cell:

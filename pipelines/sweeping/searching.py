@@ -5,6 +5,7 @@ those that are good enough, and proposes as many more as are wanted.
 """
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -24,10 +25,10 @@ from cluster.memory import training_environment
 from cluster.store import STORAGE_ERRORS, ClusterError, remove_tree
 from models.settings import InputError, first_line
 from pipelines.progress import Progress
-from pipelines.sweeping.board import Board, Entry
+from pipelines.sweeping.board import BUDGET, FAILED, LOSS, RUNG, SCORE, TEXTS, WHOLE, Board, Entry
 from pipelines.sweeping.proposing import propose
 from pipelines.sweeping.showing import Shown, showing
-from pipelines.sweeping.trial import PLACE, TRUNK, VALUES, Trial, TrialJob, records, told_rungs
+from pipelines.sweeping.trial import BEGAN, PLACE, RUNGS, TRUNK, VALUES, Trial, TrialJob, records, write_record
 from pipelines.training.workers import storage_of
 
 if TYPE_CHECKING:
@@ -49,36 +50,36 @@ def run_trials(job: TrialJob, sweep: "SweepSettings", progress: Progress) -> lis
     settings = job.lesson.settings
     gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
     room_for(settings.threads, gpus, "a trial", "finetune.threads")
-    known = [Entry(each["values"], each["rungs"]) for each in records(job)]
+    known = [Entry(each[VALUES], each[RUNGS]) for each in records(job)]
     board = Board(sweep.stop, job.reduction, job.rungs, max(sweep.trials, len(known)), known)
     with showing(progress, settings.metric, board) as shown:
         needs = {"CPU": float(settings.threads), "GPU": float(gpus)}
-        _tune(job, _Deciding(job, sweep, board, shown, needs), needs, sweep.max_failures)
+        _tune(job, _Deciding(job, sweep, board, shown, needs), needs)
     if not any(entry.whole for entry in board.entries):
         if lost := next((entry.lost for entry in board.entries if entry.lost), None):
             raise ClusterError(f"trials were lost, and none came to the end: {lost}; run the same command again.")
-        raise InputError(f"no trial could be trained: {board.entries[0].failed}")
-    return [
-        {"values": entry.values, "rungs": entry.rungs, "ended": board.why(entry)}
-        for entry in board.entries
-        if entry.rungs
-    ]
+        failed = next(entry.failed for entry in board.entries if entry.failed)
+        raise InputError(f"no trial could be trained: {failed}")
+    nothing = {SCORE: 0.0, LOSS: 0.0, BUDGET: 0, RUNG: 0, TEXTS: 0, WHOLE: False}
+    for entry in board.entries:
+        if entry.lost:
+            entry.rungs = [*entry.rungs, nothing | (entry.rungs[-1] if entry.rungs else {}) | {FAILED: entry.lost}]
+    return [{"values": entry.values, "rungs": entry.rungs, "ended": board.why(entry)} for entry in board.entries]
 
 
-def _tune(job: TrialJob, deciding: "_Deciding", needs: Mapping[str, float], max_failures: int) -> None:
+def _tune(job: TrialJob, deciding: "_Deciding", needs: Mapping[str, float]) -> None:
     room = {name.lower(): count for name, count in needs.items()}
     trainable = tune.with_resources(tune.with_parameters(Trial, job=job), room)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # It would take Ctrl-C for the wish to stop trials and go on.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Else it prints tables of its own, however quiet it is asked to be.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_MANY)  # How many wait for room is decided here.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Lost trials are told here.
-    scheduler = _LastFirst()  # type: ignore[no-untyped-call]
+    scheduler = _InOrder()  # type: ignore[no-untyped-call]
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(search_alg=deciding, scheduler=scheduler, num_samples=-1, reuse_actors=True),
         run_config=tune.RunConfig(
             name="tune",
-            failure_config=tune.FailureConfig(max_failures=max_failures),
             callbacks=[_Watching(deciding)],
             verbose=0,
             **storage_of(job.work),
@@ -101,6 +102,9 @@ class _Deciding(Searcher):
         self._job, self._sweep, self._board, self._shown = job, sweep, board, shown
         self._entries: dict[str, Entry] = {}
         """By Tune's names for what they are at."""
+        self._losses: dict[int, int] = {}
+        self._again = [entry for entry in board.entries if not entry.rungs]
+        """Those that were broken off."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes it down, but all that matters stands in the trials' own records."""
@@ -112,16 +116,19 @@ class _Deciding(Searcher):
         # One more than there is room for, so that a cluster that can grow does.
         if sum(entry.running for entry in board.entries) > self._room_now():
             return None
-        entry = board.next()
+        entry = self._again.pop(0) if self._again else board.next()
         if entry is None and len(board.entries) < board.wanted:
             sweep = self._sweep
             values = propose(sweep.search, sweep.space, sweep.start, board.entries, sweep.trials, sweep.seed)
             if values is None:
                 board.wanted = len(board.entries)
+                board.settle()
                 self._shown.tell(f"all of sweep.space has been tried: {board.wanted} sets of values")
             else:
                 entry = Entry(values)
                 board.entries.append(entry)
+                with contextlib.suppress(*STORAGE_ERRORS):  # A sweep that is broken off and goes on would not know it.
+                    write_record(self._job.folder(values), {VALUES: values, BEGAN: time.time(), RUNGS: []})
         if entry is None and len(board.entries) >= board.wanted:
             entry = board.last()
         if entry is None:
@@ -135,27 +142,32 @@ class _Deciding(Searcher):
         """Nothing: there is one, told at the end."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial was scored; or lost too often, of which `lost` hears as well."""
-        entry = self._entries[trial_id]
-        entry.running = False
-        if error:
-            entry.lost = "its process ended again and again"
+        """A trial was scored; or lost, of which `lost` hears as well."""
+        if error or result is None:
             return
-        entry.rungs = told_rungs(self._job, entry.values)
-        over = self._board.settle() + ([entry] if entry.whole or entry.failed else [])
+        entry = self._entries[trial_id]
+        entry.rungs, entry.running = json.loads(result[RUNGS]), False
+        over = self._board.settle(afresh=bool(entry.failed)) + ([entry] if entry.whole or entry.failed else [])
         self._shown.scored(entry)
         for each in over:
             with contextlib.suppress(*STORAGE_ERRORS):  # It only takes room.
                 remove_tree(self._job.folder(each.values) / TRUNK)
 
-    def again(self, trial_id: str) -> None:
-        """A trial's process or node is gone, and it begins again."""
-        self._shown.again(self._entries[trial_id])
-
     def lost(self, trial_id: str, error: BaseException | None) -> None:
-        """A trial was lost too often."""
+        """A trial's process or node is gone, or it raised what it should not: it is tried again, but not for ever."""
         entry = self._entries[trial_id]
-        entry.lost = first_line(error) if error else entry.lost
+        cause = getattr(error, "cause", None)
+        why = f"{type(cause).__name__}: {first_line(cause)}" if cause else "its process or its node is gone"
+        # What a program raises it will most likely raise again.
+        often = self._sweep.max_failures if cause is None or isinstance(cause, STORAGE_ERRORS) else 1
+        losses = self._losses[id(entry)] = self._losses.get(id(entry), 0) + 1
+        entry.running = False
+        if losses <= often:
+            self._again.append(entry)
+            self._shown.again(entry, why)
+            return
+        entry.lost = why
+        self._board.settle(afresh=True)
         self._shown.lost(entry)
 
     def _room_now(self) -> int:
@@ -175,17 +187,21 @@ class _Deciding(Searcher):
         """Nothing either."""
 
 
-class _LastFirst(FIFOScheduler):
-    """Gives a process that comes free to the trial that waits for room, not to one whose own process is starting up.
+class _InOrder(FIFOScheduler):
+    """Gives a process that comes free to the first trial that waits for room, not to one whose own is starting up.
 
     That one would be given up, and where trials take less time than a process takes to start there would never be more
     than one.
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """The one that was proposed last."""
-        waiting = (trial for trial in reversed(tune_controller.get_trials()) if trial.status == "PENDING")
-        return next(waiting, None)
+        """None where all that wait have their own."""
+        actors, manager = tune_controller._trial_to_actor, tune_controller._actor_manager
+        for trial in tune_controller.get_trials():
+            starts = trial in actors and manager.is_actor_started(actors[trial])
+            if trial.status == "PENDING" and not starts:
+                return trial
+        return None
 
 
 class _Watching(tune.Callback):
@@ -197,9 +213,6 @@ class _Watching(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes its callbacks down, and this one is of no use but in the command's own process."""
         return {}
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._deciding.again(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._deciding.lost(trial.trial_id, trial.get_pickled_error())

@@ -30,9 +30,10 @@ class Shown:
         self._progress.tell(f"  {self._named(entry)}: {said}{self._board.why(entry)}")
         self.update()
 
-    def again(self, entry: Entry) -> None:
-        """Its process or node is gone."""
-        self._progress.tell(f"  {self._named(entry)}: was lost and goes on from its last rung", "yellow")
+    def again(self, entry: Entry, why: str) -> None:
+        """It was lost, and begins again."""
+        self._progress.tell(f"  {self._named(entry)}: was lost and goes on from its last rung ({why})", "yellow")
+        self.update()
 
     def lost(self, entry: Entry) -> None:
         """It was given up."""
@@ -42,7 +43,9 @@ class Shown:
     def update(self) -> None:
         """Shows how things stand."""
         entries = self._board.entries
-        whole = sorted((each for each in entries if each.whole), key=lambda each: each.rungs[-1][SCORE], reverse=True)
+        whole = sorted(
+            (each for each in entries if each.whole), key=lambda each: each.worth(each.rung) or (), reverse=True
+        )
         running = [each for each in entries if each.running]
         others = [each for each in reversed(entries) if each not in running and each not in whole[:1]]
         failed = sum(bool(each.failed or each.lost) for each in entries)
@@ -57,13 +60,14 @@ class Shown:
         self._step.update(len(entries) - len(running), note, total=self._board.wanted, below=table)
 
     def _table(self, shown: list[Entry], best: Entry | None) -> Table:
-        names = [path.rpartition(".")[2] for path in shown[0].values] if shown else []
+        paths = list(shown[0].values) if shown else []
+        names = [path.rpartition(".")[2] for path in paths]
         table = Table("", *names, "rung", self._metric, "", box=None, pad_edge=False, header_style="dim")
         for entry in shown:
             last = entry.rungs[-1] if entry.rungs and not entry.failed else None
             table.add_row(
                 "best" if entry is best else "",
-                *(Text(told_value(value)) for value in entry.values.values()),
+                *(Text(told_value(entry.values[path])) for path in paths),
                 f"{last[RUNG]}" if last else "",
                 f"{last[SCORE]:.4f}" if last else "",
                 Text(self._board.why(entry)),

@@ -41,7 +41,8 @@ from pipelines.training.classifying import Classifying
 from pipelines.training.lanes import feed_over
 from pipelines.training.worker import telling_full_memory, trainer_of
 
-RECORD, TRUNK, VALUES, PLACE, _SECTION = "trial.json", "trunk", "values", "place", "finetune"
+RECORD, TRUNK, _SECTION = "trial.json", "trunk", "finetune"
+VALUES, BEGAN, RUNGS, PLACE = "values", "began", "rungs", "place"
 
 
 @dataclass(frozen=True)
@@ -84,22 +85,24 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Takes the trial to the rung; what it was found to be worth there."""
         with claimed(self._folder, print):  # A process on a node that was taken for lost may still be at it.
-            told = told_rungs(self._job, self._values)
-            if self._place >= len(told):
-                self._folder.mkdir(parents=True, exist_ok=True)
+            record = record_of(self._folder) or {VALUES: self._values, BEGAN: time.time(), RUNGS: []}
+            told = record[RUNGS]
+            while len(told) <= self._place and not (told and FAILED in told[-1]):
                 began = time.time()
-                found = self._climb(told[-1] if told else None)
+                found = self._climb(len(told), told[-1] if told else None)
                 told.append(found | {"began_at": began, "ended_at": time.time()})
-                record = {VALUES: self._values, "rungs": told}
-                write_whole(self._folder / RECORD, json.dumps(record))
-        return {**told[self._place], "done": True}
+                write_record(self._folder, record)
+        # The record's text, for who asked for it need not reach the store again.
+        return {SCORE: told[-1][SCORE], RUNGS: json.dumps(told), "done": True}
 
-    def _climb(self, last: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _climb(self, place: int, last: Mapping[str, Any] | None) -> dict[str, Any]:
         texts = last[TEXTS] if last else 0
         try:
             with telling_full_memory(self._job.lesson):
-                if self._run is None or self._run.place != self._place:
-                    self._run = _Run(self._job, self._values, self._folder, self._place, texts)
+                if self._run is None or self._run.place != place:
+                    self._run = None
+                    gc.collect()  # There need not be room for two.
+                    self._run = _Run(self._job, self._values, self._folder, place, texts)
                 return self._run.climb()
         except (InputError, ValidationError) as error:  # These values do not work; others may.
             texts, self._run = self._run.texts if self._run else texts, None
@@ -222,22 +225,27 @@ class _Run:
         return training_state(self._trainer.model, self._trainer.optimizer)
 
 
-def told_rungs(job: TrialJob, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a trial was found to be worth so far."""
-    path = job.folder(values) / RECORD
+def record_of(folder: UPath) -> dict[str, Any] | None:
+    """A trial's `values`, when it `began`, and what it was found to be worth at its `rungs` so far."""
+    path = folder / RECORD
     path.fs.invalidate_cache()
     if not path.exists():
-        return []
-    rungs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rungs"]
-    return rungs
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def write_record(folder: UPath, record: Mapping[str, Any]) -> None:
+    """Writes it, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / RECORD, json.dumps(record))
 
 
 def records(job: TrialJob) -> list[dict[str, Any]]:
-    """What trials have found so far, `values` and `rungs`, in the order in which they were begun."""
+    """The records of all trials that were begun, in that order."""
     folder = job.work / "trials"
+    folder.fs.invalidate_cache()
     if not folder.exists():
         return []
-    folder.fs.invalidate_cache()
-    paths = [entry / RECORD for entry in folder.iterdir() if (entry / RECORD).exists()]
-    found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return sorted(found, key=lambda each: each["rungs"][0]["began_at"])
+    found = [record for entry in folder.iterdir() if (record := record_of(entry))]
+    return sorted(found, key=lambda each: float(each[BEGAN]))

@@ -17,7 +17,9 @@ def rung(number: int, score: float, loss: float = 0.0, *, whole: bool = False) -
     return {"rung": number, "score": score, "loss": loss, "whole": whole}
 
 
-def play(stop: StopName, wanted: int, rungs: int, slots: int, seed: int, reduction: float = 3.0) -> Board:
+def play(
+    stop: StopName, wanted: int, rungs: int, slots: int, seed: int, reduction: float = 3.0, failures: float = 0.0
+) -> Board:
     """A whole sweep with random scores, so many at a time, which end in any order."""
     draw = random.Random(seed)
     board = Board(stop, reduction, rungs, wanted)
@@ -33,6 +35,8 @@ def play(stop: StopName, wanted: int, rungs: int, slots: int, seed: int, reducti
             assert not entry.running
             assert not entry.whole
             assert not entry.stopped, "what was stopped does not go on"
+            assert not entry.failed
+            assert not entry.lost
             entry.running = True
         running = [entry for entry in board.entries if entry.running]
         if not running:
@@ -40,9 +44,14 @@ def play(stop: StopName, wanted: int, rungs: int, slots: int, seed: int, reducti
         ended = draw.choice(running)
         ended.running = False
         number = ended.rung + 1
-        # Scores of few kinds: ties are common.
-        ended.rungs.append(rung(number, draw.randint(0, 4) / 4, draw.random(), whole=number == rungs))
-        board.settle()
+        if failing := draw.random() < failures:
+            if draw.random() < 0.5:
+                ended.lost = "its node is gone"
+            else:
+                ended.rungs.append({**rung(number - 1, 0.0), "failed": "the loss is not finite"})
+        else:  # Scores of few kinds: ties are common.
+            ended.rungs.append(rung(number, draw.randint(0, 4) / 4, draw.random(), whole=number == rungs))
+        board.settle(afresh=failing)
 
 
 @given(st.integers(1, 30), st.integers(1, 4), st.integers(1, 5), st.integers(0, 10**6), st.floats(1.5, 5))
@@ -66,6 +75,31 @@ def test_the_best_share_of_each_rung_goes_on(wanted: int, rungs: int, slots: int
 def test_none_lets_all_go_on_and_median_the_better_half(wanted: int, rungs: int, slots: int, seed: int) -> None:
     assert all(entry.whole for entry in play("none", wanted, rungs, slots, seed).entries)
     assert any(entry.whole for entry in play("median", wanted, rungs, slots, seed).entries)
+
+
+@given(
+    st.sampled_from(["asha", "median", "none"]),
+    st.integers(1, 20),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 10**6),
+)
+def test_failures_hold_nobody_up(stop: StopName, wanted: int, rungs: int, slots: int, seed: int) -> None:
+    board = play(stop, wanted, rungs, slots, seed, failures=0.4)
+    assert all(entry.failed or entry.lost for entry in board.entries) or any(entry.whole for entry in board.entries)
+    assert not any(entry.running for entry in board.entries)
+    assert all(board.why(entry) for entry in board.entries)
+
+
+def test_another_comes_in_the_place_of_a_leader_that_fails() -> None:
+    failed = {**rung(1, 0.0), "failed": "the loss is not finite"}
+    entries = [
+        Entry({"x": 1}, [rung(1, 0.9), failed]),
+        Entry({"x": 2}, [rung(1, 0.5)]),
+        Entry({"x": 3}, [rung(1, 0.4)]),
+    ]
+    board = Board("asha", 3.0, 2, 3, entries)
+    assert board.last() is entries[1]
 
 
 def test_the_first_ones_do_not_go_all_the_way() -> None:
@@ -98,6 +132,12 @@ def test_no_values_are_proposed_twice(search: Any) -> None:
         entries.append(Entry(values, [rung(1, 0.5, whole=True)]))
     assert entries[0].values == start[0]
     assert len(entries) == 4
+
+
+@pytest.mark.parametrize("seed", [0, 4295, 2**40])
+def test_any_seed_will_do(seed: int) -> None:
+    space = {"a": Distribution(log_uniform=(1e-5, 1e-3))}
+    assert propose("tpe", space, (), [], 16, seed) != propose("tpe", space, (), [], 16, seed + 1)
 
 
 def test_what_is_proposed_follows_from_the_trials_alone() -> None:

@@ -120,7 +120,9 @@ def climb(job: TrialJob, values: dict[str, Any], rungs: int = 3) -> list[dict[st
     found = []
     for place in range(rungs):
         trial.setup({"values": values, "place": place}, None if place else job)
-        found.append(trial.step())
+        told = trial.step()
+        assert told["done"]
+        found.append(json.loads(told["rungs"])[-1])
     return found
 
 
@@ -145,7 +147,6 @@ def test_values_that_cannot_be_trained_end_their_trial_alone(data: Path, tmp_pat
     (found,) = climb(job_of(data, tmp_path), {"finetune.learning_rate": 1e30, "finetune.warmup": 0.0}, 1)
     assert found["score"] == 0.0
     assert "lower finetune.learning_rate" in found["failed"]
-    assert found["done"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -190,6 +191,8 @@ def test_other_ways_to_search_and_to_stop(stop: str, data: Path, tmp_path: Path)
     chosen = settings(data, search="random", stop=stop, trials=8, rungs=2, epochs=6, space=space)
     metrics = sweep.run(task(chosen, data, tmp_path / "sweep"))
     assert metrics["finished"] == 8 if stop == "none" else 1 <= metrics["finished"] < 8
+    scored = [each["rungs"][0]["ended_at"] for each in trials_of(tmp_path / "sweep")]
+    assert scored.index(max(scored)) >= 4, "those that are begun first do not wait for all others"
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -269,7 +272,7 @@ def test_a_killed_sweep_goes_on_with_its_finished_trials(data: Path, tmp_path: P
     first = subprocess.Popen(command, env=environment, start_new_session=True)
     trials = tmp_path / "sweep" / "work" / "trials"
     deadline = time.monotonic() + 120
-    while len(list(trials.glob("*/trial.json"))) < 3:
+    while sum(bool(json.loads(path.read_text())["rungs"]) for path in trials.glob("*/trial.json")) < 3:
         assert first.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -325,10 +328,10 @@ def test_class_weights_and_decay_are_those_of_the_trial(data: Path, tmp_path: Pa
 
 
 def test_the_best_trial_is_one_that_could_be_trained() -> None:
-    failed = {"rungs": [{"rung": 2, "score": 0.0, "whole": False, "failed": "the loss is not finite"}]}
-    stopped = {"rungs": [{"rung": 1, "score": 0.9, "whole": False}]}
-    whole = {"rungs": [{"rung": 3, "score": 0.8, "whole": True}]}
-    assert sorted([whole, failed, stopped], key=worth, reverse=True) == [whole, stopped, failed]
+    failed = {"rungs": [{"rung": 2, "score": 0.0, "loss": 0.0, "whole": False, "failed": "the loss is not finite"}]}
+    stopped = {"rungs": [{"rung": 1, "score": 0.9, "loss": 0.5, "whole": False}]}
+    whole, surer = ({"rungs": [{"rung": 3, "score": 0.8, "loss": loss, "whole": True}]} for loss in (0.5, 0.4))
+    assert sorted([whole, failed, stopped, surer], key=worth, reverse=True) == [surer, whole, stopped, failed]
 
 
 def test_values_of_all_kinds_are_drawn() -> None:
