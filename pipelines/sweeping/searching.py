@@ -215,4 +215,7 @@ class _Watching(tune.Callback):
         return {}
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._deciding.lost(trial.trial_id, trial.get_pickled_error())
+        error = None
+        with contextlib.suppress(Exception):  # It stands in the store, which may be what is out of reach.
+            error = trial.get_pickled_error()
+        self._deciding.lost(trial.trial_id, error)
