@@ -28,6 +28,7 @@ from cluster.claim import claimed
 from cluster.store import write_whole
 from models.checkpoints import training_state
 from models.encoders import set_training
+from models.faults import out_of_memory
 from models.optimizer import wsd_rate
 from models.precision import LossScale, agreed
 from models.settings import InputError, first_line
@@ -105,6 +106,8 @@ class Trial(tune.Trainable):
                     self._run = _Run(self._job, self._values, self._folder, place, texts)
                 return self._run.climb()
         except (InputError, ValidationError) as error:  # These values do not work; others may.
+            if error.__cause__ and out_of_memory(error.__cause__):
+                raise  # A new process, or another node, may have room.
             texts, self._run = self._run.texts if self._run else texts, None
             rung = last[RUNG] if last else 0
             told = {SCORE: 0.0, LOSS: 0.0, BUDGET: 0, RUNG: rung, TEXTS: texts, WHOLE: False}

@@ -30,6 +30,7 @@ from pipelines.finetune import FinetuneSettings
 from pipelines.progress import Progress
 from pipelines.stage import Task
 from pipelines.sweep import SweepSettings, SweepStageSettings, space_problem
+from pipelines.sweeping import trial as trial_module
 from pipelines.sweeping.ladder import Rung, ladder
 from pipelines.sweeping.report import worth
 from pipelines.sweeping.resuming import begin
@@ -147,6 +148,20 @@ def test_values_that_cannot_be_trained_end_their_trial_alone(data: Path, tmp_pat
     (found,) = climb(job_of(data, tmp_path), {"finetune.learning_rate": 1e30, "finetune.warmup": 0.0}, 1)
     assert found["score"] == 0.0
     assert "lower finetune.learning_rate" in found["failed"]
+
+
+def test_full_memory_is_no_property_of_the_values(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"finetune.learning_rate": 3e-3, "finetune.warmup": 0.1}
+    job = job_of(data, tmp_path)
+    with monkeypatch.context() as full:
+
+        def build(*_: Any, **__: Any) -> None:
+            raise MemoryError("no room")
+
+        full.setattr(trial_module, "trainer_of", build)
+        with pytest.raises(InputError, match="memory does not suffice"):
+            climb(job, values, 1)
+    assert climb(job, values, 1)[0]["rung"] == 1, "nothing of it is kept"
 
 
 @pytest.mark.usefixtures("ray_session")
