@@ -1,5 +1,6 @@
 """sweep: rungs that compare like with like, trials that lose nothing, and a result that fine-tuning takes over."""
 
+import contextlib
 import json
 import math
 import os
@@ -243,10 +244,11 @@ def test_a_trial_whose_process_is_killed_goes_on(data: Path, tmp_path: Path) -> 
 
     def kill_what_trains() -> None:
         for process in psutil.Process().children(recursive=True):  # Of this session's cluster alone.
-            if " ".join(process.cmdline()).startswith("ray::ResourceTrainable.train"):
-                process.kill()
-                killed.append(process.pid)
-                return
+            with contextlib.suppress(psutil.Error):  # Others come and go meanwhile.
+                if " ".join(process.cmdline()).startswith("ray::ResourceTrainable.train"):
+                    process.kill()
+                    killed.append(process.pid)
+                    return
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
