@@ -71,6 +71,20 @@ class ScratchEncoder(Settings):
         return self.hidden_size or width, self.layers or layers, self.heads or heads
 
 
+def from_config(auto: Any, config: PreTrainedConfig, section: str) -> Any:
+    """A model of a transformers Auto class with fresh weights, as the `section` of a recipe asks for it.
+
+    Raises:
+        InputError: the config's numbers do not go together.
+    """
+    try:
+        return auto.from_config(config)
+    except Exception as error:  # Architectures check their numbers in any way they like.
+        raise InputError(
+            f"{section}.encoder: {config.model_type} cannot be made so: {first_line(error)}; change its numbers."
+        ) from error
+
+
 SHIFTED = {
     "camembert",
     "data2vec-text",

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from models.architectures import from_config
 from models.classifier import label_config
 from models.first_token import skip_unread_tokens
 from models.labels import LabelColumn
@@ -47,12 +48,7 @@ def build_classifier(
     if fresh is not None:
         config = fresh(**settings)
         set_dropout(config, dropout)
-        try:
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-        except Exception as error:  # Architectures check their numbers in any way they like.
-            raise InputError(
-                f"finetune.encoder: {config.model_type} cannot be made so: {first_line(error)}; change its numbers."
-            ) from error
+        model: PreTrainedModel = from_config(AutoModelForSequenceClassification, config, "finetune")
     else:
         assert pretrained is not None
         try:

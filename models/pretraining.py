@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from models.architectures import from_config
 from models.encoders import set_dropout, set_padding
 from models.language import DroppedSpans, MaskedTokens, NextTokens, Objective, ObjectiveName
 from models.packed import accept_packed
@@ -88,12 +89,7 @@ def fresh_model(objective: ObjectiveName, config: PreTrainedConfig) -> PreTraine
     Raises:
         InputError: the config's numbers do not go together.
     """
-    try:
-        model: PreTrainedModel = _AUTO[objective][0].from_config(config)
-    except Exception as error:  # Architectures check their numbers in any way they like.
-        raise InputError(
-            f"pretrain.encoder: {config.model_type} cannot be made so: {first_line(error)}; change its numbers."
-        ) from error
+    model: PreTrainedModel = from_config(_AUTO[objective][0], config, "pretrain")
     return model
 
 

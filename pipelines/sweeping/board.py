@@ -29,6 +29,8 @@ class Entry:
     running: bool = False
     stopped: bool = False
     """Whether it will not go on, whatever else is found."""
+    losses: int = 0
+    """How often its process was lost."""
     lost: str | None = None
     """Why it was given up, though nothing is wrong with its values."""
 
@@ -60,6 +62,12 @@ class Entry:
     def worth(self, rung: int) -> Worth | None:
         """What it was worth at a rung, None where it was not scored there; the higher, the better."""
         return next(((at[SCORE], -at[LOSS]) for at in self.rungs if at[RUNG] == rung and FAILED not in at), None)
+
+
+def failure(why: str, last: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is told of a rung that could not be reached, after the `last` one."""
+    before = {RUNG: 0, TEXTS: 0} if last is None else {RUNG: last[RUNG], TEXTS: last[TEXTS]}
+    return {SCORE: 0.0, LOSS: 0.0, BUDGET: 0, **before, WHOLE: False, FAILED: why}
 
 
 class Board:

@@ -25,7 +25,7 @@ from cluster.memory import training_environment
 from cluster.store import STORAGE_ERRORS, ClusterError, remove_tree
 from models.settings import InputError, first_line
 from pipelines.progress import Progress
-from pipelines.sweeping.board import BUDGET, FAILED, LOSS, RUNG, SCORE, TEXTS, WHOLE, Board, Entry
+from pipelines.sweeping.board import Board, Entry, failure
 from pipelines.sweeping.proposing import propose
 from pipelines.sweeping.showing import Shown, showing
 from pipelines.sweeping.trial import BEGAN, PLACE, RUNGS, TRUNK, VALUES, Trial, TrialJob, records, write_record
@@ -60,10 +60,9 @@ def run_trials(job: TrialJob, sweep: "SweepSettings", progress: Progress) -> lis
             raise ClusterError(f"trials were lost, and none came to the end: {lost}; run the same command again.")
         failed = next(entry.failed for entry in board.entries if entry.failed)
         raise InputError(f"no trial could be trained: {failed}")
-    nothing = {SCORE: 0.0, LOSS: 0.0, BUDGET: 0, RUNG: 0, TEXTS: 0, WHOLE: False}
     for entry in board.entries:
         if entry.lost:
-            entry.rungs = [*entry.rungs, nothing | (entry.rungs[-1] if entry.rungs else {}) | {FAILED: entry.lost}]
+            entry.rungs = [*entry.rungs, failure(entry.lost, entry.rungs[-1] if entry.rungs else None)]
     return [{"values": entry.values, "rungs": entry.rungs, "ended": board.why(entry)} for entry in board.entries]
 
 
@@ -102,7 +101,6 @@ class _Deciding(Searcher):
         self._job, self._sweep, self._board, self._shown = job, sweep, board, shown
         self._entries: dict[str, Entry] = {}
         """By Tune's names for what they are at."""
-        self._losses: dict[int, int] = {}
         self._again = [entry for entry in board.entries if not entry.rungs]
         """Those that were broken off."""
 
@@ -160,9 +158,9 @@ class _Deciding(Searcher):
         why = f"{type(cause).__name__}: {first_line(cause)}" if cause else "its process or its node is gone"
         # What a program raises it will most likely raise again.
         often = self._sweep.max_failures if cause is None or isinstance(cause, STORAGE_ERRORS) else 1
-        losses = self._losses[id(entry)] = self._losses.get(id(entry), 0) + 1
+        entry.losses += 1
         entry.running = False
-        if losses <= often:
+        if entry.losses <= often:
             self._again.append(entry)
             self._shown.again(entry, why)
             return

@@ -34,7 +34,7 @@ from models.precision import LossScale, agreed
 from models.settings import InputError, first_line
 from pipelines.finetune import class_weights_of
 from pipelines.prepared import Prepared
-from pipelines.sweeping.board import BUDGET, FAILED, LOSS, RUNG, SCORE, TEXTS, WHOLE
+from pipelines.sweeping.board import BUDGET, FAILED, LOSS, RUNG, SCORE, TEXTS, WHOLE, failure
 from pipelines.sweeping.ladder import Rung, ladder
 from pipelines.sweeping.space import with_values
 from pipelines.training.checkpoints import Checkpoints
@@ -109,9 +109,7 @@ class Trial(tune.Trainable):
             if error.__cause__ and out_of_memory(error.__cause__):
                 raise  # A new process, or another node, may have room.
             texts, self._run = self._run.texts if self._run else texts, None
-            rung = last[RUNG] if last else 0
-            told = {SCORE: 0.0, LOSS: 0.0, BUDGET: 0, RUNG: rung, TEXTS: texts, WHOLE: False}
-            return told | {FAILED: first_line(error), "overhead_seconds": 0.0}
+            return failure(first_line(error), last) | {TEXTS: texts, "overhead_seconds": 0.0}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: a trial keeps its own."""
