@@ -28,7 +28,7 @@ from pipelines.sweeping.space import Distribution, with_values
 from pipelines.sweeping.trial import TrialJob
 
 NAME = "sweep"
-FORMAT = 2
+FORMAT = 3
 
 _SECTION = "finetune"
 _TELLING_TEXTS = 400
@@ -61,7 +61,7 @@ class SweepSettings(Settings):
     )
     rungs: int = Field(3, ge=1, le=8, description="How often a trial is scored, the last time as a full run.")
     reduction: float = Field(
-        3.0, gt=1, description="A rung's tokens after the warm-up against those of the rung before; asha's share, too."
+        3.0, gt=1, description="A rung's budget against that of the rung before; one in so many goes on with asha."
     )
     start: tuple[dict[str, Any], ...] = Field((), description="Values to begin with, as {PATH: VALUE} for each path.")
     seed: int = Field(0, ge=0, description="Of the proposals.")

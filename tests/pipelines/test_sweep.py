@@ -62,14 +62,19 @@ def test_rungs_rise_to_the_full_run(steps: int, warmup: float, decay: float, run
 
 def test_a_trunk_is_the_same_wherever_a_trial_is_stopped() -> None:
     rungs = ladder(900, 0.1, 0.2, 3, 3.0)
-    assert [(rung.fork, rung.end) for rung in rungs] == [(162, 180), (306, 360), (738, 900)]
+    assert [(rung.fork, rung.end) for rung in rungs] == [(130, 140), (282, 330), (738, 900)]
     assert [rung.number for rung in rungs] == [1, 2, 3]
     assert [rung.number for rung in ladder(4, 0.5, 0.2, 3, 3.0)] == [2, 3], "the full run has the highest one"
     ways = [[wsd_rate(step, 90, rung.fork, rung.end) for step in range(rung.end)] for rung in rungs]
     for rung, way in zip(rungs, ways, strict=True):
         assert way[: rung.fork] == ways[-1][: rung.fork]
         assert way[-1] == pytest.approx(1 / (rung.end - rung.fork + 1)), "nearly nothing at its end"
-    assert cost(rungs, 1) == 306 + 18 + 54
+    assert cost(rungs, 1) == 282 + 10 + 48
+
+
+def test_a_warm_up_counts_by_its_rates() -> None:
+    ends = [ladder(900, warmup, 0.2, 3, 3.0)[0].end for warmup in (0.0, 0.1, 0.2)]
+    assert ends == [100, 45 + 95, 180 + 40], "a long one leaves half of the steps after it at the least"
 
 
 def test_the_last_rung_is_the_schedule_of_the_fine_tuning() -> None:
