@@ -24,9 +24,9 @@ from recipes.running import complete_until, completed, planned, progress_on, wor
 app = typer.Typer(
     name="shoal",
     help="From text to an autoscaled classification endpoint on an elastic Ray cluster.\n\n"
-    "A recipe (a YAML file) says what is wanted. Its stages (pack, pretrain, prepare, sweep, finetune, evaluate) leave "
-    "artifacts in a store; a stage whose artifact is there is not run again, and an interrupted one goes on where it "
-    "stopped.",
+    "A recipe (a YAML file) says what is wanted. Its stages (pack, pretrain, prepare, sweep, finetune, evaluate, "
+    "export) leave artifacts in a store; a stage whose artifact is there is not run again, and an interrupted one goes "
+    "on where it stopped.",
     epilog="Begin with [bold]shoal init FILE[/bold] on your own data, or [bold]shoal run recipes/airline.yaml[/bold].",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -122,6 +122,12 @@ def finetune(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 def evaluate(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Measure the recipe's classifier and hold it against the gate, after whatever it builds on."""
     complete_until(recipe, overrides, "evaluate")
+
+
+@app.command(epilog="Example: shoal export recipes/airline.yaml export.min_agreement=0.99")
+def export(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Write the recipe's classifier as ONNX for CPUs and compare it with torch, after whatever it builds on."""
+    complete_until(recipe, overrides, "export")
 
 
 @app.command(epilog="Example: shoal status --store s3://bucket/shoal")

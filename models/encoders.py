@@ -15,10 +15,10 @@ from transformers import (
 )
 
 from models.architectures import from_config
-from models.classifier import label_config
 from models.first_token import skip_unread_tokens
 from models.labels import LabelColumn
 from models.settings import InputError, first_line
+from models.spec import label_config
 from models.weights import naming_damaged_file
 
 _DROPOUT = re.compile(r"(dropout|dropout_prob|dropout_rate|pdrop)$")

@@ -1,27 +1,24 @@
 """An engine: a loaded classifier, texts in and probabilities out.
 
 `encode` -> `logits` -> `probabilities` are the three steps, apart so that a server can tokenise in one thread
-and compute in another; `classify` is all of them. Texts are computed in groups of nearly equal length
-(`models.batches`) and answered in the order given.
+and compute in another; `classify` is all of them. How a batch is computed is an engine's own: `models.torch_engine`,
+`models.onnx_engine`. Texts are computed in groups of nearly equal length (`models.batches`) and answered in the order
+given.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from scipy.special import expit, softmax
 from tokenizers import Tokenizer
-from torch import nn
-from transformers import PreTrainedModel
 
-from models.batches import CPU_PADDING, GPU_PADDING, group_by_length
-from models.classifier import ClassifierSpec, load
-from models.encoders import set_padding
+from models.batches import group_by_length
 from models.labels import LabelColumn, spans, total_classes
-from models.precision import DTYPES, Precision, autocast, usable
 from models.settings import InputError
+from models.spec import ClassifierSpec
 from models.text import cleaned
 
 _OPENING = 32
@@ -67,31 +64,36 @@ class Answer:
     tokens: int
 
 
-class TorchEngine:
-    """A classifier in torch, on a GPU where there is one. Not for use by several threads at once, but for `encode`."""
+class Engine(ABC):
+    """A classifier that is loaded. Not for use by several threads at once, but for `encode`."""
+
+    name: str
+    """Of the library that computes: torch or onnx."""
+    precision: str
+    """What it computes in, in fact."""
+    device: str
+    max_padding: float | None
+    """The share of a batch that may be padding before it is slower than two batches; None where texts are computed one
+    by one, whatever the batch."""
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: Tokenizer,
         spec: ClassifierSpec,
+        tokenizer: Tokenizer,
         *,
-        precision: Precision,
         pad_id: int,
         uses_type_ids: bool,
         temperature: Mapping[str, float],
     ) -> None:
         self.spec = spec
-        self.precision: Precision = precision
-        """What is used in fact: half precision falls back where the hardware has no instructions for it."""
-        self.device = next(model.parameters()).device
-        self.max_padding = CPU_PADDING if self.device.type == "cpu" else GPU_PADDING
-        """The share of a batch that may be padding before it is slower than two batches."""
-        self._model = model
         self._tokenizer = tokenizer
         self._pad_id = pad_id
         self._uses_type_ids = uses_type_ids
         self._temperature = dict(temperature)
+
+    @abstractmethod
+    def forward(self, batch: Sequence[Encoded]) -> FloatArray:
+        """One batch as it is: float32 [texts, total_classes]."""
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoded]:
         """Cleans and tokenises texts as the training texts were, with their partners where the classifier takes pairs.
@@ -148,29 +150,14 @@ class TorchEngine:
         outputs = np.empty((len(encoded), total_classes(self.spec.labels)), dtype=np.float32)
         done = 0
         # The longest first: a batch too large for the memory shows at once.
-        for group in reversed(group_by_length([len(item.ids) for item in encoded], batch_tokens, self.max_padding)):
+        for group in reversed(
+            group_by_length([len(item.ids) for item in encoded], batch_tokens, self.max_padding or 0)
+        ):
             outputs[group] = self.forward([encoded[index] for index in group])
             done += len(group)
             if progress:
                 progress(done)
         return outputs
-
-    @torch.inference_mode()
-    def forward(self, batch: Sequence[Encoded]) -> FloatArray:
-        """One batch as it is, padded to its longest: float32 [texts, total_classes]."""
-        lengths = [len(item.ids) for item in batch]
-        longest = max(lengths)
-        inputs = {"input_ids": self._padded([item.ids for item in batch], longest, self._pad_id)}
-        inputs["attention_mask"] = self._padded([[1] * length for length in lengths], longest, 0)
-        if batch[0].type_ids is not None:
-            inputs["token_type_ids"] = self._padded([item.type_ids or [] for item in batch], longest, 0)
-        with autocast(self.device, self.precision):
-            logits = self._model(**inputs).logits
-        return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
-
-    def _padded(self, rows: Sequence[list[int]], length: int, fill: int) -> torch.Tensor:
-        padded = [row + [fill] * (length - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=torch.long).to(self.device, non_blocking=True)
 
     def probabilities(self, logits: FloatArray) -> dict[str, FloatArray]:
         """By label column, the calibrated probabilities, float32 [texts, classes of the column].
@@ -200,60 +187,9 @@ class TorchEngine:
         return self.answers(encoded, self.logits(encoded))
 
 
-def load_engine(
-    folder: Path,
-    *,
-    precision: Precision = "bf16",
-    threads: int | None = None,
-    temperature: Mapping[str, float] | None = None,
-) -> TorchEngine:
-    """Loads the classifier in a local folder, onto a GPU where there is one.
-
-    Args:
-        folder: as `models.classifier.save` writes it.
-        precision: where the hardware has no instructions for it, the next best is used; `engine.precision` tells.
-        threads: CPU threads of this process, as torch sets by itself where None.
-        temperature: by label column, what its logits are divided by; 1 where absent.
-
-    Raises:
-        InputError: the folder holds no classifier, a damaged one, or one without a fast tokenizer.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    model, tokenizer, spec = load(folder)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
-        raise InputError(f"{folder} has no fast tokenizer: there must be a tokenizer.json in it.")
-    backend = Tokenizer.from_str(backend.to_str())
-    backend.no_padding()
-    backend.enable_truncation(spec.max_length)
-    pad_id = set_padding(model, tokenizer)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = usable(precision, device)
-    nn.Module.to(model, device).requires_grad_(False)
-    if precision != "fp32":
-        _store_weights_as(model, DTYPES[precision])
-    return TorchEngine(
-        model,
-        backend,
-        spec,
-        precision=precision,
-        pad_id=pad_id,
-        uses_type_ids="token_type_ids" in tokenizer.model_input_names,
-        temperature=temperature or {},
-    )
-
-
-def _store_weights_as(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Rounds the matrices once: autocast would do so again at every call, which costs more than a short text."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.to(dtype)
-
-
 def _probabilities(logits: FloatArray, column: LabelColumn) -> FloatArray:
-    tensor = torch.from_numpy(np.ascontiguousarray(logits))
-    return np.asarray((tensor.sigmoid() if column.multi else tensor.softmax(-1)).numpy(), dtype=np.float32)
+    found: FloatArray = expit(logits) if column.multi else softmax(logits, axis=-1)
+    return found
 
 
 def _predict(column: LabelColumn, probabilities: FloatArray) -> Prediction:

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from models.precision import DTYPES, Precision, autocast
+from models.precision import DTYPES, autocast
+from models.settings import Precision
 
 PEAKS = {
     "B200": 2250e12,

@@ -21,8 +21,8 @@ from transformers.masking_utils import create_bidirectional_sliding_window_mask,
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from models.apart import compute_apart, first_tokens
-from models.precision import Precision, autocast
-from models.settings import InputError, first_line
+from models.precision import autocast
+from models.settings import InputError, Precision, first_line
 
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 _FLASH, _FLASH_CAPABILITY = "flash_attention_2", (8, 0)

@@ -25,8 +25,7 @@ from models.architectures import from_config
 from models.encoders import set_dropout, set_padding
 from models.language import DroppedSpans, MaskedTokens, NextTokens, Objective, ObjectiveName
 from models.packed import accept_packed
-from models.precision import Precision
-from models.settings import InputError, first_line
+from models.settings import InputError, Precision, first_line
 from models.weights import naming_damaged_file
 
 _AUTO = {

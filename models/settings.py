@@ -1,11 +1,14 @@
 """The base of every settings model, and the error that tells a user what to mend."""
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 Part = TypeVar("Part", bound="Settings")
+
+Precision = Literal["bf16", "fp16", "fp32"]
+"""What a model computes in; `models.precision` knows what the hardware has."""
 
 
 class InputError(Exception):

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from models.fixedpoint import FloatSum
 from models.layers import layers_of
-from models.precision import DTYPES, Precision
+from models.precision import DTYPES
+from models.settings import Precision
 
 
 def shard(model: PreTrainedModel, device: torch.device, precision: Precision, workers: int) -> None:

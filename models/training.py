@@ -29,8 +29,8 @@ from models.feed import Feed
 from models.fixedpoint import FixedPointSum, FloatSum, GradientSum
 from models.ledger import digest
 from models.microbatch import Batch, StepResult
-from models.precision import LossScale, Precision, autocast
-from models.settings import InputError
+from models.precision import LossScale, autocast
+from models.settings import InputError, Precision
 from models.sharding import ShardedSum, is_sharded
 
 

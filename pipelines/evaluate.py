@@ -19,8 +19,7 @@ from pydantic import Field, field_validator
 
 from cluster.store import telling_storage_errors, write_whole
 from models.labels import LabelColumn
-from models.precision import Precision
-from models.settings import InputError, Settings
+from models.settings import InputError, Precision, Settings
 from pipelines.evaluating.baseline import measure_baseline
 from pipelines.evaluating.measuring import Evaluation, measure
 from pipelines.evaluating.model_card import write_model_card

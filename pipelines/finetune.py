@@ -8,10 +8,10 @@ import numpy as np
 from pydantic import Field
 
 from models.architectures import ScratchEncoder
-from models.classifier import ClassifierSpec
 from models.labels import LabelColumn
 from models.objectives import balanced_weights
 from models.settings import InputError
+from models.spec import ClassifierSpec
 from pipelines.metrics import check_metric, labelled
 from pipelines.prepared import Prepared
 from pipelines.pretrained import PRETRAINED, encoder_identity

@@ -25,9 +25,8 @@ from ray.data import ActorPoolStrategy
 from upath import UPath
 
 from cluster.store import ClusterError, is_local, remove_tree, telling_storage_errors, write_whole
-from models.classifier import SPEC, ClassifierSpec
-from models.precision import Precision
-from models.settings import InputError
+from models.settings import InputError, Precision
+from models.spec import SPEC, ClassifierSpec
 from pipelines.locate import identity
 from pipelines.predicting.answering import Answerer, AnswerPlan, as_rows, check_names, read_parts
 from pipelines.predicting.joining import join

@@ -6,9 +6,14 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from upath import UPath
+
 from cluster.store import Artifact, ClusterError
+from models.onnx_engine import NOTES
+from pipelines.export import ONNX
 from recipes.recipe import Recipe
 from serve.app import serve_model
+from serve.model import ServedModel
 
 _TIMEOUT_S = 60
 
@@ -35,9 +40,28 @@ def deploy(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> str:
         },
         "versions": tuned.record.versions,
     }
-    return serve_model(
-        recipe.serve, recipe.name, tuned.record.fingerprint, tuned.path / "model", card, calibration(evaluated)
+    onnx, refused = _export(artifacts.get("export"))
+    model = ServedModel(
+        name=recipe.name,
+        version=tuned.record.fingerprint,
+        torch=tuned.path / "model",
+        onnx=onnx,
+        refused=refused,
+        temperature=calibration(evaluated),
+        card=card,
     )
+    return serve_model(recipe.serve, model)
+
+
+def _export(exported: Artifact | None) -> tuple[UPath | None, str]:
+    """Where the export stands, or why there is none."""
+    if exported is None:
+        return None, ""
+    folder = exported.path / ONNX
+    if (folder / NOTES).exists():
+        return folder, ""
+    refused = json.loads((exported.path / "export.json").read_text(encoding="utf-8"))["refused"]
+    return None, "; ".join(f"{name}: {why}" for name, why in refused.items())
 
 
 def ask(url: str, texts: Sequence[str]) -> list[dict[str, Any]]:

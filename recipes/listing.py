@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from pipelines.audit import Audit
 
 _COUNTS = ("rows_in", "rows_out", "rejected")
-_HEADLINES = (*_COUNTS, "tokens", "tokens_per_second", "perplexity", "texts_per_second", "accuracy", "macro_f1")
+_HEADLINES = (
+    *_COUNTS,
+    "tokens",
+    "tokens_per_second",
+    "perplexity",
+    "engine",
+    "agreement",
+    "texts_per_second",
+    "accuracy",
+    "macro_f1",
+)
 _STAGES = {"without_pretraining": "finetune"}
 """Of inputs that are called by what they are to those that build on them."""
 _OF_OTHERS = ("baseline", "validation", "without_pretraining")

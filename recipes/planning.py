@@ -3,7 +3,7 @@
 from typing import cast
 
 from models.architectures import ScratchEncoder
-from pipelines import evaluate, finetune, pack, prepare, pretrain, sweep
+from pipelines import evaluate, export, finetune, pack, prepare, pretrain, sweep
 from pipelines.pack import PackStageSettings
 from pipelines.prepare import PrepareStageSettings
 from pipelines.pretrained import PRETRAINED
@@ -34,16 +34,23 @@ def plan(recipe: Recipe) -> dict[str, PlannedStage]:
     tuned = PlannedStage(
         cast(Stage, finetune), recipe.finetune, (*given, *found.values()), finetune.externals(recipe.finetune)
     )
-    inputs, without = [prepared, tuned], {}
+    compared, without = [prepared, tuned], {}
     if recipe.evaluate.without_pretraining:
         same = recipe.finetune.model_copy(update={"encoder": first})
         role = evaluate.WITHOUT_PRETRAINING
         without = {
             role: PlannedStage(cast(Stage, finetune), same, (prepared, *found.values()), finetune.externals(same), role)
         }
-        inputs += without.values()
-    evaluated = PlannedStage(cast(Stage, evaluate), recipe.evaluate, tuple(inputs), evaluate.externals(recipe.evaluate))
-    return before | {prepared.name: prepared} | found | {tuned.name: tuned} | without | {evaluated.name: evaluated}
+        compared += without.values()
+    evaluated = PlannedStage(
+        cast(Stage, evaluate), recipe.evaluate, tuple(compared), evaluate.externals(recipe.evaluate)
+    )
+    planned = before | {prepared.name: prepared} | found | {tuned.name: tuned} | without | {evaluated.name: evaluated}
+    if recipe.export is None:
+        return planned
+    inputs = (prepared, tuned, evaluated)
+    exported = PlannedStage(cast(Stage, export), recipe.export, inputs, export.externals(recipe.export))
+    return planned | {exported.name: exported}
 
 
 def _sweep(recipe: Recipe, inputs: tuple[PlannedStage, ...]) -> dict[str, PlannedStage]:

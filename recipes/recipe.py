@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from models.architectures import ScratchEncoder
 from models.settings import InputError, Settings, execution
 from pipelines.evaluate import EvaluateSettings
+from pipelines.export import ExportSettings
 from pipelines.finetune import FinetuneSettings
 from pipelines.metrics import metric_problem
 from pipelines.pack import PackSettings
@@ -32,6 +33,9 @@ class Recipe(Settings):
     sweep: SweepSettings | None = None
     finetune: FinetuneSettings
     evaluate: EvaluateSettings = EvaluateSettings()
+    export: ExportSettings | None = Field(
+        ExportSettings(), description="As ONNX, for replicas without a GPU; null leaves it out."
+    )
     serve: ServeSettings = ServeSettings()
 
     @model_validator(mode="after")
@@ -50,6 +54,8 @@ class Recipe(Settings):
                     f"{section}.workers: {training.workers.max} workers need as many lanes, but {section}.lanes is "
                     f"{training.lanes}"
                 )
+        if self.export is None and self.serve.engine == "onnx":
+            raise ValueError("serve.engine: is onnx, but export is null, so that nothing is exported")
         if self.sweep and (problem := space_problem(self.sweep, self.finetune)):
             raise ValueError(problem)
         if missing := set(self.evaluate.slices) - set(self.data.columns):

@@ -10,15 +10,14 @@ import ray
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, ControllerOptions, HTTPOptions
 from ray.serve.schema import LoggingConfig
-from upath import UPath
 
 from cluster.connect import room_for
 from cluster.store import ClusterError
-from models.classifier import SPEC
 from models.settings import InputError
 from serve.classifier import Classifier
 from serve.haproxy import write_starter
 from serve.limits import SETTINGS_VARIABLE
+from serve.model import ServedModel
 from serve.settings import ServeSettings
 
 APPLICATION = "shoal"
@@ -36,30 +35,14 @@ _PROXY = {
 """Environment of Serve's controller, from which HAProxy's settings are taken."""
 
 
-def serve_model(
-    settings: ServeSettings,
-    name: str,
-    version: str,
-    model_folder: UPath,
-    card: dict[str, Any],
-    temperature: dict[str, float],
-) -> str:
+def serve_model(settings: ServeSettings, model: ServedModel) -> str:
     """Serves a classifier and returns its URL once the first replicas answer; a second call replaces the first's model.
-
-    Args:
-        settings: address, limits and scaling.
-        name: the model's name, as clients and metrics see it.
-        version: the fingerprint of the artifact it comes from.
-        model_folder: the classifier, local or in any store that the replicas' nodes can read.
-        card: what `/v1/model` tells besides (`metrics`, `lineage`); plain JSON types.
-        temperature: by label column, what its logits are divided by.
 
     Raises:
         ClusterError: the port is taken, or the replicas do not start.
-        InputError: the folder holds no classifier, or the address cannot work on this cluster.
+        InputError: there is no such classifier, or the address cannot work on this cluster.
     """
-    if not (model_folder / SPEC).exists():
-        raise InputError(f"{model_folder} holds no classifier: there is no {SPEC} in it.")
+    model.check(settings)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     replicas = settings.min_replicas
     what = "a replica" if replicas == 1 else f"{replicas} replicas"
@@ -86,7 +69,7 @@ def serve_model(
         },
         graceful_shutdown_timeout_s=settings.drain_s,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-    ).bind(settings, name, version, model_folder, card, temperature)
+    ).bind(settings, model)
     try:
         ray_serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:

@@ -5,30 +5,28 @@ classifier that it is made for.
 """
 
 import asyncio
+import importlib.metadata
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from models.engine import Encoded, TorchEngine
-from serve.batching import Batcher, QueueFullError
+from models.engine import Engine
+from serve import dialects
+from serve.answering import Answerer, Outputs
+from serve.dialects import InferenceRequest, PredictRequest, Score
 from serve.metrics import ServeMetrics, merged
 from serve.problems import MEDIA_TYPE, ProblemError
 from serve.schemas import ClassifyResponse, Problem, RequestShape, answers_as_json
 from serve.settings import ServeSettings
 
-_INLINE_CHARACTERS = 1024
-"""Up to here tokenising takes less time than handing the texts to a thread and back."""
-
-_SLICE_CHARACTERS = 16384
-"""About what is tokenised of one request before it is another's turn: some 20 ms. Single texts above it have a thread
-of their own, so that only their like wait for them."""
+Asked = TypeVar("Asked", bound=BaseModel)
 
 _STATUSES = {
     400: "The body cannot be read as JSON in UTF-8.",
@@ -41,7 +39,7 @@ _STATUSES = {
 
 
 def build_gateway(
-    engine: TorchEngine,
+    engine: Engine,
     settings: ServeSettings,
     *,
     name: str,
@@ -61,9 +59,8 @@ def build_gateway(
         replica: names this process in the metrics.
         other_metrics: the metrics pages of the replicas beside this one.
     """
-    batcher = Batcher(engine.forward, settings.batch_tokens, settings.max_queued, engine.max_padding)
-    metrics = ServeMetrics(name, version, replica, lambda: batcher.queued)
-    batcher.report = metrics.batch
+    metrics = ServeMetrics(name, version, replica, lambda: answerer.batcher.queued)
+    answerer = Answerer(engine, settings, metrics)
     shape = RequestShape.of(pair=engine.spec.pair, max_texts=settings.max_texts)
     about = _finite({**(card or {}), **_about(engine, name, version)})
     app = FastAPIOffline(
@@ -75,55 +72,14 @@ def build_gateway(
     )
     _answer_errors(app)
 
-    encoder, long_encoder = ThreadPoolExecutor(1, "encode"), ThreadPoolExecutor(1, "encode-long")
-
-    async def encode(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Encoded]:
-        lengths = [len(text) for text in texts]
-        if pairs is not None:
-            lengths = [length + len(pair) for length, pair in zip(lengths, pairs, strict=True)]
-        if sum(lengths) <= _INLINE_CHARACTERS:
-            return engine.encode(texts, pairs)
-        encoded: list[Encoded] = []
-        for part in _slices(lengths):
-            partners = None if pairs is None else pairs[part]
-            thread = encoder if sum(lengths[part]) <= _SLICE_CHARACTERS else long_encoder
-            work = asyncio.get_running_loop().run_in_executor(thread, engine.encode, texts[part], partners)
-            encoded += await work  # a client that has gone is noticed here
-        return encoded
-
-    async def classify(request: Request) -> Response:
-        codings = ",".join(request.headers.getlist("content-encoding")).split(",")
-        if {coding.strip().lower() for coding in codings} - {"", "identity"}:
-            raise ProblemError(415, "The request's body must not be compressed; leave out Content-Encoding.")
-        try:
-            with batcher.place():
-                texts, pairs = shape.parse(await request.body())
-                encoded = await encode(texts, pairs)
-                logits = await batcher.submit(encoded)
-        except QueueFullError as full:
-            retry = {"Retry-After": str(full.retry_after_s)}
-            raise ProblemError(429, f"Too many requests wait; try again in {full.retry_after_s} s.", retry) from None
-        metrics.classified(len(encoded), sum(item.truncated for item in encoded))
-        results = answers_as_json(engine.answers(encoded, logits))
-        return JSONResponse({"model": name, "version": version, "results": results})
-
-    @app.post(
-        "/v1/classify",
-        summary="Classify texts",
-        response_model=ClassifyResponse,
-        responses={
-            status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": text}
-            for status, text in _STATUSES.items()
-        },
-        openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": shape.json_schema()}}}
-        },
-    )
-    async def classify_and_count(request: Request) -> Response:
+    async def answered(request: Request, answer: Callable[[bytes], Awaitable[Response]]) -> Response:
+        """The answer to a request's body, counted; it has its place in the queue before the body is looked at."""
         started = time.perf_counter()
         status = 500
         try:
-            response = await classify(request)
+            _refuse_compressed(request)
+            with answerer.place():
+                response = await answer(await request.body())
             status = response.status_code
         except ProblemError as error:
             status = error.status
@@ -134,6 +90,72 @@ def build_gateway(
         finally:
             metrics.request(status, time.perf_counter() - started)
         return response
+
+    @app.post(
+        "/v1/classify",
+        summary="Classify texts",
+        response_model=ClassifyResponse,
+        responses=_problems(_STATUSES),
+        openapi_extra=_body(shape.json_schema()),
+    )
+    async def classify(request: Request) -> Response:
+        async def answer(body: bytes) -> Response:
+            outputs = await answerer.compute(*shape.parse(body))
+            results = answers_as_json(answerer.answers(outputs))
+            return JSONResponse({"model": name, "version": version, "results": results})
+
+        return await answered(request, answer)
+
+    async def scored(request: Request, kind: type[Asked], answer: Callable[[Asked, Outputs, bool], Any]) -> Response:
+        """The answer to a request in another server's shape."""
+
+        async def respond(body: bytes) -> Response:
+            asked = dialects.parse(kind, body)
+            texts, pairs, single = dialects.texts_of(asked.inputs, pair=engine.spec.pair, max_texts=settings.max_texts)
+            return JSONResponse(answer(asked, await answerer.compute(texts, pairs), single))
+
+        try:
+            return await answered(request, respond)
+        except ProblemError as error:
+            raise dialects.with_error_members(error) from None
+
+    @app.post(
+        "/predict",
+        summary="Classify texts, in the shape of text-embeddings-inference",
+        response_model=list[Score] | list[list[Score]],
+        responses=_problems(_STATUSES),
+        openapi_extra=_body(PredictRequest.model_json_schema()),
+    )
+    async def predict(request: Request) -> Response:
+        def answer(asked: PredictRequest, outputs: Outputs, single: bool) -> Any:
+            if asked.truncate is False:
+                dialects.refuse_truncated(outputs.encoded, engine.spec.max_length)
+            found = dialects.scores(engine, outputs.logits, "none" if asked.raw_scores else None)
+            return found[0] if single else found
+
+        return await scored(request, PredictRequest, answer)
+
+    @app.post(
+        "/",
+        summary="Classify texts, in the shape of Hugging Face's inference",
+        response_model=list[list[Score]],
+        responses=_problems(_STATUSES),
+        openapi_extra=_body(InferenceRequest.model_json_schema()),
+    )
+    async def infer(request: Request) -> Response:
+        def answer(asked: InferenceRequest, outputs: Outputs, single: bool) -> Any:
+            wanted = asked.parameters
+            return dialects.scores(engine, outputs.logits, wanted.function_to_apply, wanted.top_k)
+
+        return await scored(request, InferenceRequest, answer)
+
+    @app.get("/info", summary="The model, in the shape of text-embeddings-inference")
+    async def info() -> Response:
+        return JSONResponse(dialects.information(engine, settings, name, version, importlib.metadata.version("shoal")))
+
+    @app.get("/health", summary="Whether this replica can answer", response_class=Response)
+    async def health() -> Response:
+        return Response()
 
     @app.get("/v1/model", summary="What model answers: its labels, metrics and lineage")
     async def model() -> Response:
@@ -148,31 +170,55 @@ def build_gateway(
         others = await other_metrics() if other_metrics else ()
         return PlainTextResponse(merged([metrics.page(), *others]), media_type="text/plain; version=0.0.4")
 
-    app.state.batcher = batcher
+    app.state.batcher = answerer.batcher
     app.state.metrics = metrics
     return app
 
 
-def _slices(lengths: Sequence[int]) -> Iterator[slice]:
-    """The texts in turn: as many at a time as `_SLICE_CHARACTERS` hold, one at least."""
-    start, size = 0, 0
-    for index, length in enumerate(lengths):
-        if index > start and size + length > _SLICE_CHARACTERS:
-            yield slice(start, index)
-            start, size = index, 0
-        size += length
-    yield slice(start, len(lengths))
+def _problems(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for the OpenAPI document."""
+    return {
+        status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": text}
+        for status, text in statuses.items()
+    }
 
 
-def _about(engine: TorchEngine, name: str, version: str) -> dict[str, Any]:
+def _body(schema: dict[str, Any]) -> dict[str, Any]:
+    """A route's body, for the OpenAPI document."""
+    parts = schema.pop("$defs", {})
+
+    def inlined(value: Any) -> Any:
+        """The schema with its parts in their places: references would look for them in the document's root."""
+        match value:
+            case {"$ref": str() as reference}:
+                return inlined(
+                    {**parts[reference.rpartition("/")[2]], **{k: v for k, v in value.items() if k != "$ref"}}
+                )
+            case dict():
+                return {name: inlined(each) for name, each in value.items()}
+            case list():
+                return [inlined(each) for each in value]
+        return value
+
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}}
+
+
+def _refuse_compressed(request: Request) -> None:
+    codings = ",".join(request.headers.getlist("content-encoding")).split(",")
+    if {coding.strip().lower() for coding in codings} - {"", "identity"}:
+        raise ProblemError(415, "The request's body must not be compressed; leave out Content-Encoding.")
+
+
+def _about(engine: Engine, name: str, version: str) -> dict[str, Any]:
     return {
         "name": name,
         "version": version,
         "labels": [column.model_dump(mode="json") for column in engine.spec.labels],
         "max_length": engine.spec.max_length,
         "pair": engine.spec.pair,
+        "engine": engine.name,
         "precision": engine.precision,
-        "device": str(engine.device),
+        "device": engine.device,
     }
 
 

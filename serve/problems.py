@@ -17,13 +17,16 @@ class ProblemError(Exception):
         self.status = status
         self.detail = detail
         self.headers = dict(headers or {})
+        self.members: dict[str, str] = {}
+        """Further members of the body."""
 
     def response(self) -> Response:
         """What is sent."""
-        return Response(problem(self.status, self.detail), self.status, self.headers, MEDIA_TYPE)
+        return Response(problem(self.status, self.detail, self.members), self.status, self.headers, MEDIA_TYPE)
 
 
-def problem(status: int, detail: str) -> bytes:
-    """The body of a problem: type, title, status and detail."""
+def problem(status: int, detail: str, members: Mapping[str, str] | None = None) -> bytes:
+    """The body of a problem: type, title, status, detail and further members."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    body |= members or {}
     return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")

@@ -1,9 +1,10 @@
 """How the endpoint answers and scales."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
-from models.precision import Precision
-from models.settings import Settings
+from models.settings import Precision, Settings
 
 
 class ServeSettings(Settings):
@@ -20,10 +21,13 @@ class ServeSettings(Settings):
     upscale_delay_s: float = Field(5.0, ge=0, description="Seconds of load before replicas are added.")
     downscale_delay_s: float = Field(60.0, ge=0, description="Seconds of calm before replicas are removed.")
     drain_s: float = Field(20.0, ge=0, description="Seconds a replica has to finish its requests when it is removed.")
+    engine: Literal["auto", "torch", "onnx"] = Field(
+        "auto", description="What computes; auto takes torch on a GPU, else the export where there is one."
+    )
     cpus: float = Field(1, gt=0, description="CPUs of a replica, and threads of its engine.")
     gpus: float = Field(0, ge=0, description="GPUs of a replica.")
     precision: Precision = Field(
-        "bf16", description="What the engine computes in; where a GPU has no bf16, fp16, and fp32 where a CPU has none."
+        "bf16", description="What torch computes in; where a GPU has no bf16, fp16, and fp32 where a CPU has none."
     )
     batch_tokens: int = Field(4096, ge=16, description="Tokens, padding included, of one batch at most.")
     max_texts: int = Field(256, ge=1, description="Texts of one request at most.")
@@ -32,7 +36,9 @@ class ServeSettings(Settings):
     max_queued: int = Field(512, ge=1, description="Requests in progress at a replica at most; beyond them, 429.")
 
     @model_validator(mode="after")
-    def _replicas_agree(self) -> "ServeSettings":
+    def _parts_agree(self) -> "ServeSettings":
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas is {self.min_replicas}, more than max_replicas, {self.max_replicas}")
+        if self.engine == "onnx" and self.gpus > 0:
+            raise ValueError("engine is onnx, which computes on CPUs; set gpus to 0, or engine to torch")
         return self

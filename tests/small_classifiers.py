@@ -13,8 +13,9 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Config, PreTrainedConfig
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from models.classifier import ClassifierSpec, label_config, save
+from models.classifier import save
 from models.labels import LabelColumn
+from models.spec import ClassifierSpec, label_config
 
 SENTIMENT = LabelColumn(name="sentiment", classes=("negative", "neutral", "positive"))
 TOPICS = LabelColumn(name="topics", classes=("bag", "delay", "food", "price"), multi=True)

@@ -18,10 +18,10 @@ import ray
 from upath import UPath
 
 from cluster.store import local_copy
-from models.engine import Encoded, TorchEngine, load_engine
+from models.engine import Encoded
 from models.labels import LabelColumn, total_classes
-from models.precision import Precision
-from models.settings import InputError
+from models.settings import InputError, Precision
+from models.torch_engine import TorchEngine, load_torch_engine
 from pipelines.prepared import Prepared
 from pipelines.progress import Progress, Step
 from pipelines.training.lanes import read_labels
@@ -69,7 +69,7 @@ def score(prepared: Prepared, splits: Sequence[str], model: UPath, precision: Pr
     with progress.step("score", total) as step:
         if total <= IN_PROCESS_ROWS or not ray.is_initialized():
             with local_copy(model) as folder:
-                engine = load_engine(folder, precision=precision)
+                engine = load_torch_engine(folder, precision=precision)
             used: str = engine.precision
             done, started = 0, time.monotonic()
             for split in splits:
@@ -92,7 +92,7 @@ def _advance(step: Step, before: int, done: int) -> None:
 
 def _score_on_cluster(
     prepared: Prepared, logits: dict[str, npt.NDArray[np.float32]], model: UPath, precision: Precision, update: Any
-) -> set[Precision]:
+) -> set[str]:
     """Fills the splits' logits; gives the precisions that they were computed in."""
     resources: dict[str, float] = ray.cluster_resources()
     gpus = 1 if resources.get("GPU", 0) >= 1 else 0
@@ -107,7 +107,7 @@ def _score_on_cluster(
             wanted = range(first, min(first + step, chunks))
             reference = task.remote(str(prepared.folder), split, wanted, str(model), precision)
             waiting[reference] = (split, first * index.chunk_rows)
-    done, used = 0, set()
+    done, used = 0, set[str]()
     while waiting:
         (finished,), _ = ray.wait(list(waiting), num_returns=1)
         split, start = waiting.pop(finished)
@@ -122,7 +122,7 @@ def _score_on_cluster(
 @ray.remote(num_cpus=1)
 def _score_chunks(
     folder: str, split: str, chunks: range, model: str, precision: Precision
-) -> tuple[npt.NDArray[np.float32], Precision]:
+) -> tuple[npt.NDArray[np.float32], str]:
     prepared = _prepared(folder)
     tables = [prepared.read_chunk(split, chunk, _encoded_columns(prepared)) for chunk in chunks]
     engine = _engine(model, precision)
@@ -133,7 +133,7 @@ def _score_chunks(
 @lru_cache(maxsize=1)
 def _engine(model: str, precision: Precision) -> TorchEngine:
     with local_copy(UPath(model)) as folder:
-        return load_engine(folder, precision=precision, threads=1)
+        return load_torch_engine(folder, precision=precision, threads=1)
 
 
 @lru_cache(maxsize=1)

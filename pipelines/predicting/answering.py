@@ -15,10 +15,10 @@ import pyarrow as pa
 from upath import UPath
 
 from cluster.store import ClusterError, local_copy, telling_storage_errors
-from models.engine import Encoded, load_engine
+from models.engine import Encoded
 from models.labels import total_classes
-from models.precision import Precision
-from models.settings import InputError
+from models.settings import InputError, Precision
+from models.torch_engine import load_torch_engine
 from pipelines.predicting.predictions import added_columns, prediction_columns
 from pipelines.predicting.reading import read_tables, textless_rows, unreadable_rows
 from pipelines.predicting.tables import write_parquet
@@ -107,7 +107,7 @@ class Answerer:
     def __init__(self, plan: AnswerPlan, threads: int | None = 1) -> None:
         self.plan = plan
         with local_copy(UPath(plan.model)) as folder:
-            self.engine = load_engine(folder, precision=plan.precision, threads=threads)
+            self.engine = load_torch_engine(folder, precision=plan.precision, threads=threads)
         self.added = added_columns(self.engine.spec.labels, every_class=plan.every_class)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from cluster.store import ClusterError
-from models.classifier import ClassifierSpec
+from models.spec import ClassifierSpec
 from pipelines.predicting.answering import UNREADABLE
 from pipelines.predicting.tables import conform, unified_schema
 from pipelines.predicting.whole_output import Kind, whole_output

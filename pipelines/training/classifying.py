@@ -12,12 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
 from models.architectures import ScratchEncoder, scratch_config
-from models.classifier import ClassifierSpec, save
+from models.classifier import save
 from models.encoders import build_classifier, set_padding
 from models.feed import Feed
 from models.microbatch import Batch
 from models.objectives import ClassificationObjective
-from models.precision import Precision
+from models.settings import Precision
+from models.spec import ClassifierSpec
 from models.training import LaneTrainer
 from pipelines.metrics import metric_of
 from pipelines.prepared import Prepared

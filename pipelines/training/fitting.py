@@ -14,7 +14,8 @@ import torch
 from models.checkpoints import training_state
 from models.encoders import set_training
 from models.ledger import Ledger
-from models.precision import LossScale, Precision
+from models.precision import LossScale
+from models.settings import Precision
 from models.training import LaneTrainer
 from pipelines.training.checkpoints import Checkpoints, Last
 from pipelines.training.pace import Pace

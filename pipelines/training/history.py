@@ -6,7 +6,7 @@ from typing import Any
 from upath import UPath
 
 from models.feed import Feed
-from models.precision import Precision
+from models.settings import Precision
 from pipelines.ledgers import write_ledger
 from pipelines.training.interruptions import GROUPS
 from pipelines.training.workers import Outcome

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from cluster.store import local_copy
 from models.feed import Feed
 from models.microbatch import Batch
-from models.precision import Precision
+from models.settings import Precision
 from models.training import LaneTrainer
 from pipelines.prepared import Prepared
 

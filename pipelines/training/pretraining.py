@@ -23,9 +23,9 @@ from models.feed import Feed, mix
 from models.flops import peak, training_flops
 from models.language import Ids, Objective, prediction_loss, prediction_losses
 from models.microbatch import Batch
-from models.precision import Precision, autocast
+from models.precision import autocast
 from models.pretraining import build_language_model, build_objective, keep_the_rest
-from models.settings import InputError
+from models.settings import InputError, Precision
 from models.training import LaneTrainer
 from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder

@@ -6,8 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from models.precision import Precision
-from models.settings import Settings, execution
+from models.settings import Precision, Settings, execution
 from pipelines.training.trackers import TrackerName
 
 

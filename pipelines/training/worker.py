@@ -23,8 +23,8 @@ from models.faults import out_of_memory
 from models.feed import Feed
 from models.layers import checkpoint_activations, compile_layers
 from models.optimizer import build_optimizer, build_schedule
-from models.precision import Precision, agreed
-from models.settings import InputError, first_line
+from models.precision import agreed
+from models.settings import InputError, Precision, first_line
 from models.sharding import gathered, shard
 from models.training import LaneTrainer
 from pipelines.training.checkpoints import Checkpoints

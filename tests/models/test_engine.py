@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from models.engine import TorchEngine, load_engine
 from models.settings import InputError
+from models.torch_engine import TorchEngine, load_torch_engine
 from tests.small_classifiers import CORPUS, SENTIMENT, TOPICS, make_classifier
 
 WORDS = " ".join(CORPUS).split()
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> TorchEngine:
-    return load_engine(folder, precision="fp32", temperature={"sentiment": 2.0})
+    return load_torch_engine(folder, precision="fp32", temperature={"sentiment": 2.0})
 
 
 @given(texts=TEXTS, budget=st.integers(1, 200))
@@ -68,7 +68,7 @@ def test_outputs_are_those_of_transformers(folder: Path, engine: TorchEngine) ->
 
 
 def test_bf16_is_near_fp32_where_the_hardware_has_it(folder: Path, engine: TorchEngine) -> None:
-    half = load_engine(folder, precision="bf16")
+    half = load_torch_engine(folder, precision="bf16")
     encoded = engine.encode(CORPUS)
     np.testing.assert_allclose(half.logits(encoded), engine.logits(encoded), atol=0.1)
 
@@ -102,7 +102,7 @@ def test_numbers_that_are_none_are_not_answered(engine: TorchEngine) -> None:
 
 
 def test_a_pair_is_read_with_its_partner(tmp_path: Path) -> None:
-    engine = load_engine(make_classifier(tmp_path, pair=True, max_length=8), precision="fp32")
+    engine = load_torch_engine(make_classifier(tmp_path, pair=True, max_length=8), precision="fp32")
     first, swapped, long = engine.encode(["good", "crew", "late " * 9], ["crew", "good", "bag " * 9])
     assert first.type_ids is not None
     assert len(first.type_ids) == len(first.ids)
@@ -117,7 +117,7 @@ def test_a_pair_is_read_with_its_partner(tmp_path: Path) -> None:
 
 
 def test_a_decoder_reads_its_last_token_and_the_empty_text(tmp_path: Path) -> None:
-    engine = load_engine(make_classifier(tmp_path, decoder=True), precision="fp32")
+    engine = load_torch_engine(make_classifier(tmp_path, decoder=True), precision="fp32")
     encoded = engine.encode(["", "late", "the flight was late again"])
     together = engine.forward(encoded)
     alone = np.concatenate([engine.forward([item]) for item in encoded])
@@ -138,4 +138,4 @@ def test_progress_is_told(engine: TorchEngine) -> None:
 
 def test_a_folder_without_classifier_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no classifier: there is no classifier\.json"):
-        load_engine(tmp_path)
+        load_torch_engine(tmp_path)

@@ -8,8 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from models import precision
-from models.engine import load_engine
 from models.precision import agreed, supported
+from models.torch_engine import load_torch_engine
 from tests.small_classifiers import make_classifier
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def test_a_processor_is_asked_for_its_instructions(
     assert supported(CPU, "bf16") is fast
     assert agreed("bf16", CPU) == ("bf16" if fast else "fp32")
     assert agreed("fp32", CPU) == "fp32"
-    assert load_engine(make_classifier(tmp_path)).precision == ("bf16" if fast else "fp32")
+    assert load_torch_engine(make_classifier(tmp_path)).precision == ("bf16" if fast else "fp32")
 
 
 def _agree(rank: int, folder: str) -> None:

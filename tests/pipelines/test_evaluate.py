@@ -14,9 +14,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from upath import UPath
 
-from models.engine import load_engine
 from models.labels import LabelColumn
 from models.settings import InputError
+from models.torch_engine import load_torch_engine
 from pipelines import evaluate
 from pipelines.evaluate import EvaluateSettings, GateError
 from pipelines.evaluating import scoring
@@ -189,7 +189,7 @@ def test_the_cluster_scores_as_this_process_does(
         assert (here.splits[split].rows == there.splits[split].rows).all()
     assert here.precision == there.precision == "fp32"
     wanted = score(prepared, ["validation"], model, "bf16", Progress()).precision
-    assert wanted == load_engine(two / "model", precision="bf16").precision
+    assert wanted == load_torch_engine(two / "model", precision="bf16").precision
 
 
 def test_a_classifier_that_failed_to_train_is_told(tmp_path: Path) -> None:

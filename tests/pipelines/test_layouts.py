@@ -21,10 +21,10 @@ from transformers.models.bert.modeling_bert import BertIntermediate
 from upath import UPath
 
 from models import precision
-from models.classifier import ClassifierSpec
 from models.fixedpoint import FloatSum
 from models.objectives import ClassificationObjective
 from models.precision import LossScale
+from models.spec import ClassifierSpec
 from models.training import LaneTrainer
 from pipelines.audit import compare
 from pipelines.finetune import FinetuneSettings

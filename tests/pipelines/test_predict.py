@@ -23,8 +23,8 @@ import pytest
 from upath import UPath
 
 from cluster.store import ClusterError
-from models.engine import load_engine
 from models.settings import InputError
+from models.torch_engine import load_torch_engine
 from pipelines import predict
 from pipelines.predict import predict_file
 from pipelines.predicting.joining import Joined
@@ -78,7 +78,7 @@ def test_every_row_keeps_its_place_and_columns_and_gets_the_engine_s_answer(mode
     found = pq.read_table(tmp_path / "out.parquet")
     assert found["id"].to_pylist() == [f"{i:03}" for i in range(54)]
     assert found["text"].to_pylist() == asked
-    engine = load_engine(model, precision="fp32", temperature={"topic": 2.0})
+    engine = load_torch_engine(model, precision="fp32", temperature={"topic": 2.0})
     for row, text in zip(found.to_pylist(), asked, strict=True):
         if not text.strip():
             assert (
@@ -653,7 +653,6 @@ from dataclasses import asdict
 from pathlib import Path
 from upath import UPath
 from cluster.connect import connected
-from models.settings import InputError
 from pipelines.predict import predict_file
 from pipelines.preparing.data import DataSettings
 from pipelines.progress import Progress

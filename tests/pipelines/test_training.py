@@ -17,11 +17,11 @@ from upath import UPath
 
 from models import precision
 from models.architectures import ScratchEncoder
-from models.engine import load_engine
 from models.feed import Feed
 from models.labels import LabelColumn, total_classes
 from models.objectives import ClassificationObjective
 from models.settings import InputError
+from models.torch_engine import load_torch_engine
 from pipelines import finetune
 from pipelines.audit import compare
 from pipelines.finetune import FinetuneSettings
@@ -133,7 +133,7 @@ def assert_usable(metrics: dict[str, Any], out: Path, labels: Sequence[LabelColu
     history = json.loads((out / "history.json").read_text())
     assert len(history["validations"]) == metrics["epochs"]
     assert "Training loss" in (out / "report.html").read_text()
-    engine = load_engine(out / "model")
+    engine = load_torch_engine(out / "model")
     pairs = ["the"] if engine.spec.pair else None
     (answer,) = engine.classify(["the very good cat"], pairs)
     assert set(answer.labels) == {column.name for column in labels}
@@ -170,7 +170,8 @@ def test_the_rule_is_learnt(run: Run, bert: Path) -> None:
     metrics, out = run({"encoder": str(bert), "epochs": 8, "dropout": 0.0})
     assert metrics["validation.accuracy"] > 0.95
     said = [
-        answer.labels["topic"].label for answer in load_engine(out / "model").classify(["the cat", "a very good axe"])
+        answer.labels["topic"].label
+        for answer in load_torch_engine(out / "model").classify(["the cat", "a very good axe"])
     ]
     assert said == ["animal", "tool"]
 
@@ -199,7 +200,7 @@ def test_a_multi_label_column_alone_with_smoothing(run: Run, bert: Path) -> None
 def test_pairs_of_texts(run: Run, bert: Path) -> None:
     metrics, out = run({"encoder": str(bert)}, pair=True)
     assert_usable(metrics, out)
-    assert load_engine(out / "model").spec.pair
+    assert load_torch_engine(out / "model").spec.pair
 
 
 def test_rows_without_a_label_add_nothing(run: Run, bert: Path) -> None:

@@ -24,8 +24,9 @@ from transformers import (
 from upath import UPath
 
 from cluster.store import Artifact, Record
-from models.classifier import ClassifierSpec, label_config, save
+from models.classifier import save
 from models.labels import LabelColumn, spans
+from models.spec import ClassifierSpec, label_config
 from pipelines.prepared import INDEX, Index, SplitFile, SplitIndex
 
 ANIMALS, TOOLS = ("cat", "dog", "owl"), ("saw", "axe", "awl")

@@ -68,7 +68,7 @@ def test_the_comparison_is_the_same_fine_tuning_of_the_encoder_as_it_was(recipe:
     own = SCRATCH if scratch else []
     stages = planned(recipe, *own, "evaluate.without_pretraining=true")
     prepared, tuned, without = stages["evaluate"].inputs
-    assert list(stages)[-2:] == ["without_pretraining", "evaluate"]
+    assert list(stages)[-3:] == ["without_pretraining", "evaluate", "export"]
     assert (prepared, tuned) == (stages["prepare"], stages["finetune"])
     assert without.name == "finetune"
     assert without.inputs == (stages["prepare"],)

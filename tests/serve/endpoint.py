@@ -10,14 +10,14 @@ from typing import Any
 
 import uvicorn
 
-from models.engine import TorchEngine
+from models.engine import Engine
 from serve.gateway import build_gateway
 from serve.limits import RequestLimits
 from serve.settings import ServeSettings
 
 
 @contextlib.contextmanager
-def running(engine: TorchEngine, settings: ServeSettings, **about: Any) -> Iterator[str]:
+def running(engine: Engine, settings: ServeSettings, **about: Any) -> Iterator[str]:
     """The URL of an endpoint that answers for `engine` while the block runs."""
     gateway = build_gateway(engine, settings, **{"name": "small", "version": "f00d", **about})
     app = RequestLimits(gateway, settings.max_body_bytes, settings.body_timeout_s)

@@ -20,10 +20,11 @@ import pytest
 from upath import UPath
 
 from cluster.store import ClusterError
-from models.engine import load_engine
 from models.settings import InputError
+from models.torch_engine import load_torch_engine
 from serve import app
 from serve.haproxy import write_starter
+from serve.model import ServedModel
 from serve.settings import ServeSettings
 from tests.serve.endpoint import post, problem_of, raw
 from tests.small_classifiers import CORPUS, make_classifier
@@ -49,13 +50,16 @@ def settings() -> ServeSettings:
 
 @pytest.fixture(scope="module")
 def url(ray_session: None, folder: Path, settings: ServeSettings) -> Iterator[str]:
-    url = app.serve_model(settings, "small", "f00d", UPath(folder), {"metrics": {"accuracy": 0.9}}, {"sentiment": 2.0})
+    model = ServedModel(
+        "small", "f00d", UPath(folder), temperature={"sentiment": 2.0}, card={"metrics": {"accuracy": 0.9}}
+    )
+    url = app.serve_model(settings, model)
     yield url
     app.stop()
 
 
 def test_answers_are_calibrated_and_those_of_the_engine(url: str, folder: Path) -> None:
-    engine = load_engine(folder, precision="fp32", temperature={"sentiment": 2.0})
+    engine = load_torch_engine(folder, precision="fp32", temperature={"sentiment": 2.0})
     results = httpx.post(f"{url}/v1/classify", json={"texts": CORPUS}).json()["results"]
     for found, expected in zip(results, engine.classify(CORPUS), strict=True):
         probabilities = expected.labels["sentiment"].probabilities
@@ -242,21 +246,21 @@ def test_a_taken_port_is_told(ray_session: None, url: str, folder: Path) -> None
     with socket.create_server(("127.0.0.1", 0)) as taken:
         other = ServeSettings(port=taken.getsockname()[1])
         with pytest.raises(ClusterError, match=r"serves at port \d+ already"):
-            app.serve_model(other, "small", "f00d", UPath(folder), {}, {})
+            app.serve_model(other, ServedModel("small", "f00d", UPath(folder)))
         with pytest.raises(ClusterError, match=r"cannot listen on .*; choose another with serve.port=PORT"):
             app._require_free_port(other)
 
 
 def test_a_second_model_takes_the_place_of_the_first(url: str, settings: ServeSettings, folder: Path) -> None:
-    assert app.serve_model(settings, "small", "beef", UPath(folder), {}, {}) == url
+    assert app.serve_model(settings, ServedModel("small", "beef", UPath(folder))) == url
     assert httpx.get(f"{url}/v1/model").json()["version"] == "beef"
     assert json.loads(raw(url, post(b'{"texts": ["late"]}'))[2])["version"] == "beef"
 
 
 def test_a_model_that_cannot_be_served_is_told(url: str, settings: ServeSettings, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no classifier"):
-        app.serve_model(settings, "small", "dead", UPath(tmp_path), {}, {})
+        app.serve_model(settings, ServedModel("small", "dead", UPath(tmp_path)))
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(ClusterError, match=r"the endpoint does not start: \S+model\.safetensors is damaged"):
-        app.serve_model(settings, "small", "dead", UPath(broken), {}, {})
+        app.serve_model(settings, ServedModel("small", "dead", UPath(broken)))

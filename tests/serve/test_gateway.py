@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.engine import TorchEngine, load_engine
+from models.engine import Engine
+from models.torch_engine import load_torch_engine
 from serve.gateway import build_gateway
 from serve.settings import ServeSettings
 from tests.serve.endpoint import post, problem_of, raw, running
@@ -24,12 +25,12 @@ CARD = {"metrics": {"accuracy": 0.9, "loss": math.inf}, "lineage": {"prepare": "
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
-    return load_engine(make_classifier(tmp_path_factory.mktemp("single"), (SENTIMENT, TOPICS)), precision="fp32")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return load_torch_engine(make_classifier(tmp_path_factory.mktemp("single"), (SENTIMENT, TOPICS)), precision="fp32")
 
 
 @pytest.fixture(scope="module")
-def url(engine: TorchEngine) -> Iterator[str]:
+def url(engine: Engine) -> Iterator[str]:
     with running(engine, SETTINGS, card=CARD) as url:
         yield url
 
@@ -37,11 +38,11 @@ def url(engine: TorchEngine) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def pair_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = make_classifier(tmp_path_factory.mktemp("pair"), pair=True)
-    with running(load_engine(folder, precision="fp32"), SETTINGS) as url:
+    with running(load_torch_engine(folder, precision="fp32"), SETTINGS) as url:
         yield url
 
 
-def test_answers_are_those_of_the_engine_in_order(url: str, engine: TorchEngine) -> None:
+def test_answers_are_those_of_the_engine_in_order(url: str, engine: Engine) -> None:
     texts = [*CORPUS, "bag " * 60]
     response = httpx.post(f"{url}/v1/classify", json={"texts": texts})
     assert response.status_code == 200
@@ -204,7 +205,7 @@ def test_a_slow_client_is_told_and_holds_nobody_up(url: str) -> None:
     assert answers == [408] * 20
 
 
-def test_a_full_queue_is_429_with_retry_after(engine: TorchEngine) -> None:
+def test_a_full_queue_is_429_with_retry_after(engine: Engine) -> None:
     gate = threading.Event()
     compute = engine.forward
 
@@ -237,7 +238,7 @@ def test_a_full_queue_is_429_with_retry_after(engine: TorchEngine) -> None:
     assert statuses == [200, 200]
 
 
-def test_a_request_takes_its_place_before_its_texts_are_read_and_gives_it_up(engine: TorchEngine) -> None:
+def test_a_request_takes_its_place_before_its_texts_are_read_and_gives_it_up(engine: Engine) -> None:
     """Reading long texts is work too: it counts, others get their turn, and it ends when the client has gone."""
     gate, reading, calls = threading.Event(), threading.Event(), list[int]()
 
@@ -292,7 +293,7 @@ def test_documentation_needs_no_other_host(url: str) -> None:
     assert body["properties"]["texts"]["maxItems"] == 8
 
 
-def test_metrics_count_what_was_asked(engine: TorchEngine) -> None:
+def test_metrics_count_what_was_asked(engine: Engine) -> None:
     with running(engine, SETTINGS) as url:
         httpx.post(f"{url}/v1/classify", json={"texts": ["late", "bag " * 60]})
         httpx.post(f"{url}/v1/classify", json={"texts": []})

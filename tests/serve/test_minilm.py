@@ -13,9 +13,11 @@ from ray import serve as ray_serve
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from upath import UPath
 
-from models.classifier import ClassifierSpec, label_config, save
-from models.engine import load_engine
+from models.classifier import save
+from models.spec import ClassifierSpec, label_config
+from models.torch_engine import load_torch_engine
 from serve import app
+from serve.model import ServedModel
 from serve.settings import ServeSettings
 from tests.serve.test_app import free_port
 from tests.small_classifiers import SENTIMENT
@@ -40,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bf16_answers_are_those_of_fp32(folder: Path) -> None:
     texts = [f"flight {number} to {city} was " + "late " * number for number in range(60) for city in ("Rome", "Oslo")]
-    half, full = load_engine(folder, threads=1), load_engine(folder, threads=1, precision="fp32")
+    half, full = load_torch_engine(folder, threads=1), load_torch_engine(folder, threads=1, precision="fp32")
     encoded = full.encode(texts)
     np.testing.assert_allclose(half.logits(encoded), full.logits(encoded), atol=0.01)
     alone = np.concatenate([full.forward([item]) for item in encoded[:20]])
@@ -51,7 +53,7 @@ def test_load_adds_replicas_and_no_request_fails(ray_session: None, folder: Path
     settings = ServeSettings(
         port=free_port(), max_replicas=2, target_requests=2, upscale_delay_s=1, downscale_delay_s=5, drain_s=1
     )
-    url = app.serve_model(settings, "minilm", "f00d", UPath(folder), {}, {})
+    url = app.serve_model(settings, ServedModel("minilm", "f00d", UPath(folder)))
     done, statuses = threading.Event(), list[int]()
 
     def ask() -> None:

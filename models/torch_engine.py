@@ -1,0 +1,121 @@
+"""The engine in torch: on a GPU where there is one, in half precision where the hardware has instructions for it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.batches import CPU_PADDING, GPU_PADDING
+from models.classifier import load
+from models.encoders import set_padding
+from models.engine import Encoded, Engine, FloatArray
+from models.precision import DTYPES, autocast, usable
+from models.settings import InputError, Precision
+from models.spec import ClassifierSpec
+
+
+class TorchEngine(Engine):
+    """A classifier in torch."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        spec: ClassifierSpec,
+        *,
+        precision: Precision,
+        pad_id: int,
+        uses_type_ids: bool,
+        temperature: Mapping[str, float],
+    ) -> None:
+        super().__init__(spec, tokenizer, pad_id=pad_id, uses_type_ids=uses_type_ids, temperature=temperature)
+        self._model = model
+        self._precision: Precision = precision
+        self._device = next(model.parameters()).device
+        self.precision = precision
+        self.device = str(self._device)
+        self.max_padding = CPU_PADDING if self._device.type == "cpu" else GPU_PADDING
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[Encoded]) -> FloatArray:
+        """One batch as it is, padded to its longest: float32 [texts, total_classes]."""
+        lengths = [len(item.ids) for item in batch]
+        longest = max(lengths)
+        inputs = {"input_ids": self._padded([item.ids for item in batch], longest, self._pad_id)}
+        inputs["attention_mask"] = self._padded([[1] * length for length in lengths], longest, 0)
+        if batch[0].type_ids is not None:
+            inputs["token_type_ids"] = self._padded([item.type_ids or [] for item in batch], longest, 0)
+        with autocast(self._device, self._precision):
+            logits = self._model(**inputs).logits
+        return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
+
+    def _padded(self, rows: Sequence[list[int]], length: int, fill: int) -> torch.Tensor:
+        padded = [row + [fill] * (length - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long).to(self._device, non_blocking=True)
+
+
+def load_torch_engine(
+    folder: Path,
+    *,
+    precision: Precision = "bf16",
+    threads: int | None = None,
+    temperature: Mapping[str, float] | None = None,
+) -> TorchEngine:
+    """Loads the classifier in a local folder, onto a GPU where there is one.
+
+    Args:
+        folder: as `models.classifier.save` writes it.
+        precision: where the hardware has no instructions for it, the next best is used; `engine.precision` tells.
+        threads: CPU threads of this process, as torch sets by itself where None.
+        temperature: by label column, what its logits are divided by; 1 where absent.
+
+    Raises:
+        InputError: the folder holds no classifier, a damaged one, or one without a fast tokenizer.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model, tokenizer, spec = load(folder)
+    backend = fast_tokenizer(tokenizer, spec, folder)
+    pad_id = set_padding(model, tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = usable(precision, device)
+    nn.Module.to(model, device).requires_grad_(False)
+    if precision != "fp32":
+        _store_weights_as(model, DTYPES[precision])
+    return TorchEngine(
+        model,
+        backend,
+        spec,
+        precision=precision,
+        pad_id=pad_id,
+        uses_type_ids="token_type_ids" in tokenizer.model_input_names,
+        temperature=temperature or {},
+    )
+
+
+def fast_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ClassifierSpec, folder: Path) -> Tokenizer:
+    """The compiled tokenizer of the classifier in `folder`: pads nothing, cuts to the spec's length.
+
+    Raises:
+        InputError: it has none.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise InputError(f"{folder} has no fast tokenizer: there must be a tokenizer.json in it.")
+    backend = Tokenizer.from_str(backend.to_str())
+    backend.no_padding()
+    backend.enable_truncation(spec.max_length)
+    return backend
+
+
+def _store_weights_as(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Rounds the matrices once: autocast would do so again at every call, which costs more than a short text."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.to(dtype)
