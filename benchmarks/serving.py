@@ -1,7 +1,7 @@
 """The endpoint's speed beside others: the same MiniLM classifier, texts of real lengths, open-loop load.
 
     python benchmarks/serving.py                                # Shoal, a pipeline under uvicorn, plain Ray Serve
-    python benchmarks/serving.py --others VENV                  # and infinity_emb and LitServe from a venv of their own:
+    python benchmarks/serving.py --others VENV                  # and infinity_emb and LitServe, from a venv:
                                                               # pip install 'infinity-emb[all]==0.0.78' litserve==0.2.19
 
 Each server has two workers of one thread. For single texts and lists of 32 it prints the highest rate at which 99% of
@@ -79,7 +79,7 @@ def _make_model(folder: Path) -> None:
     save(
         model, AutoTokenizer.from_pretrained(encoder), ClassifierSpec(labels=columns, max_length=128), folder / "model"
     )
-    export_onnx(folder / "model", folder / "onnx", "int8")
+    export_onnx(folder / "model", {"int8": folder / "onnx"})
 
 
 def _free_port() -> int:

@@ -9,11 +9,12 @@ given.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, softmax
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from models.batches import group_by_length
 from models.labels import LabelColumn, spans, total_classes
@@ -61,7 +62,10 @@ class Answer:
     labels: dict[str, Prediction]
     """By label column."""
     truncated: bool
+    """Whether its end was not read."""
     tokens: int
+    windows: int = 1
+    """Parts in which it was read."""
 
 
 class Engine(ABC):
@@ -107,29 +111,53 @@ class Engine(ABC):
             raise InputError(f"there are {len(texts)} texts but {len(pairs)} partners for them.")
         inputs: Sequence[str | tuple[str, str]]
         if pairs is None:
-            inputs = cleaned([self._opening(text) for text in texts], self.spec.text)
+            inputs = cleaned([self._opening(text, self.spec.max_length) for text in texts], self.spec.text)
         else:  # which part is cut depends on the whole lengths of both
             inputs = list(zip(cleaned(texts, self.spec.text), cleaned(pairs, self.spec.text), strict=True))
-        wants_types = self._uses_type_ids and self.spec.pair
-        return [
-            Encoded(
-                # A tokenizer without special tokens makes nothing of an empty text; a model needs something.
-                ids=encoding.ids or [self._pad_id],
-                type_ids=(encoding.type_ids or [0]) if wants_types else None,
-                truncated=bool(encoding.overflowing),
-            )
-            for encoding in self._tokenizer.encode_batch(inputs)
-        ]
+        return [self._encoded(each, bool(each.overflowing)) for each in self._tokenizer.encode_batch(inputs)]
 
-    def _opening(self, text: str) -> str:
-        """The first lines of a long text, where they hold all that the model reads of it; otherwise the text.
+    def encode_windows(self, texts: Sequence[str], most: int) -> list[list[Encoded]]:
+        """Cleans and tokenises single texts, a long one as windows that overlap by an eighth; `most` of each text.
+
+        `truncated` of a text's last window says whether there would have been more.
+
+        Raises:
+            InputError: the classifier takes pairs.
+        """
+        if self.spec.pair:
+            raise InputError("the classifier takes pairs of texts, which are not read in windows.")
+        inputs = cleaned([self._opening(text, most * self.spec.max_length) for text in texts], self.spec.text)
+        found = []
+        for encoding in self._window_tokenizer.encode_batch(inputs):
+            windows = [encoding, *encoding.overflowing]
+            last = min(len(windows), most) - 1
+            found.append([self._encoded(each, last < len(windows) - 1) for each in windows[: last + 1]])
+        return found
+
+    @cached_property
+    def _window_tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.enable_truncation(self.spec.max_length, stride=self.spec.max_length // 8)
+        return tokenizer
+
+    def _encoded(self, encoding: Encoding, truncated: bool) -> Encoded:
+        wants_types = self._uses_type_ids and self.spec.pair
+        return Encoded(
+            # A tokenizer without special tokens makes nothing of an empty text; a model needs something.
+            ids=encoding.ids or [self._pad_id],
+            type_ids=(encoding.type_ids or [0]) if wants_types else None,
+            truncated=truncated,
+        )
+
+    def _opening(self, text: str, tokens: int) -> str:
+        """The first lines of a long text, where they hold the `tokens` that the model reads of it; otherwise the text.
 
         Lines, since texts are cleaned line by line: so it is the same whether before or after the cut.
         """
-        characters = _OPENING * self.spec.max_length
+        characters = _OPENING * tokens
         while 0 < (end := text.find("\n", characters) + 1) < len(text):
             (encoding,) = self._tokenizer.encode_batch(cleaned([text[:end]], self.spec.text))
-            if sum(len(part.ids) for part in (encoding, *encoding.overflowing)) >= self.spec.max_length + _SPARE:
+            if sum(len(part.ids) for part in (encoding, *encoding.overflowing)) >= tokens + _SPARE:
                 return text[:end]
             characters = 4 * end
         return text
@@ -173,13 +201,20 @@ class Engine(ABC):
         """What the outputs say of each text."""
         by_column = self.probabilities(logits)
         return [
-            Answer(
-                labels={column.name: _predict(column, by_column[column.name][row]) for column in self.spec.labels},
-                truncated=item.truncated,
+            self.answer(
+                {name: values[row] for name, values in by_column.items()},
                 tokens=len(item.ids),
+                truncated=item.truncated,
             )
             for row, item in enumerate(encoded)
         ]
+
+    def answer(
+        self, probabilities: Mapping[str, FloatArray], *, tokens: int, truncated: bool, windows: int = 1
+    ) -> Answer:
+        """What one text's probabilities say, [classes] of each label column."""
+        labels = {column.name: _predict(column, probabilities[column.name]) for column in self.spec.labels}
+        return Answer(labels, truncated, tokens, windows)
 
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Answer]:
         """The answer for each text, in the order given; see `encode` for what it raises."""

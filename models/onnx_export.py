@@ -5,11 +5,12 @@ never padded. int8 is dynamic quantization, a scale for each output channel: wei
 scaled text by text as they come, so that no calibration set is needed.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.exporters.configs import OnnxConfig
+from transformers.exporters.configs import ExportFormat, OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 from transformers.exporters.quantizers.quantizer_onnxruntime import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
@@ -21,8 +22,8 @@ from models.spec import SPEC
 from models.torch_engine import fast_tokenizer
 
 
-def export_onnx(folder: Path, out: Path, precision: OnnxPrecision) -> None:
-    """Writes the classifier in `folder` into `out` as `models.onnx_engine` reads it.
+def export_onnx(folder: Path, outs: Mapping[OnnxPrecision, Path]) -> None:
+    """Writes the classifier in `folder` as `models.onnx_engine` reads it, into a folder for each precision.
 
     Raises:
         InputError: the folder holds no classifier, or one that ONNX has no operators for.
@@ -34,21 +35,26 @@ def export_onnx(folder: Path, out: Path, precision: OnnxPrecision) -> None:
     inputs: dict[str, Any] = {"input_ids": ids}
     if uses_type_ids and spec.pair:
         inputs["token_type_ids"] = torch.zeros_like(ids)
-    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)) if precision == "int8" else None
-    config = OnnxConfig(dynamic=True, ort_fusions="cpu", quantizer=quantizer)
+    backend = fast_tokenizer(tokenizer, spec, folder)
     try:
-        exported = OnnxExporter().export(model, inputs, config=config)
+        graph = OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic=True, ort_fusions="cpu")).program
+        for precision, out in outs.items():
+            out.mkdir(parents=True, exist_ok=True)
+            OnnxExporter.save_program(_quantized(graph, inputs) if precision == "int8" else graph, out / MODEL)
     except Exception as error:  # Of torch's tracer, the exporter, ONNX, ONNX Runtime: whatever each of them raises.
         raise InputError(f"the classifier cannot be written as ONNX: {first_line(error)}") from error
-    out.mkdir(parents=True, exist_ok=True)
-    OnnxExporter.save_program(exported.program, out / MODEL)
-    fast_tokenizer(tokenizer, spec, folder).save(str(out / TOKENIZER))
-    (out / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
-    files = [MODEL, WEIGHTS, TOKENIZER, SPEC]
-    notes = OnnxNotes(
-        precision=precision,
-        pad_id=pad_id,
-        uses_type_ids=uses_type_ids,
-        sha256={name: digest(out / name) for name in files if (out / name).exists()},
-    )
-    (out / NOTES).write_text(notes.model_dump_json(indent=2), encoding="utf-8")
+    for precision, out in outs.items():
+        backend.save(str(out / TOKENIZER))
+        (out / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+        notes = OnnxNotes(
+            precision=precision,
+            pad_id=pad_id,
+            uses_type_ids=uses_type_ids,
+            sha256={name: digest(out / name) for name in (MODEL, WEIGHTS, TOKENIZER, SPEC) if (out / name).exists()},
+        )
+        (out / NOTES).write_text(notes.model_dump_json(indent=2), encoding="utf-8")
+
+
+def _quantized(graph: Any, inputs: dict[str, Any]) -> Any:
+    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True))
+    return quantizer.quantize(graph, inputs, ExportFormat.ONNX)

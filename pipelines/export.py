@@ -93,17 +93,13 @@ def run(task: Task) -> dict[str, Any]:
 def _export(task: Task, model: Path, scratch: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """The exports by precision, what is wanted most first; why there is none, by the engine's name."""
     wanted: tuple[OnnxPrecision, ...] = ("int8", "fp32") if task.settings.weights == "int8" else ("fp32",)
-    exported: dict[str, Path] = {}
-    refused: dict[str, str] = {}
-    for number, precision in enumerate(wanted):
-        with task.progress.step(f"export {precision}", len(wanted)) as step:
-            step.update(number)
-            try:
-                export_onnx(model, scratch / precision, precision)
-                exported[precision] = scratch / precision
-            except InputError as error:
-                refused[f"{ONNX} {precision}"] = str(error).rstrip(".")
-    return exported, refused
+    outs = {precision: scratch / precision for precision in wanted}
+    with task.progress.step(f"export {' and '.join(wanted)}"):
+        try:
+            export_onnx(model, outs)
+        except InputError as error:
+            return {}, dict.fromkeys((f"{ONNX} {precision}" for precision in wanted), str(error).rstrip("."))
+    return {str(precision): out for precision, out in outs.items()}, {}
 
 
 def _compare(

@@ -2,11 +2,16 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from models.engine import Answer, Encoded, Engine, FloatArray
+from models.settings import InputError
 from serve.batching import Batcher, QueueFullError
 from serve.metrics import ServeMetrics
 from serve.problems import ProblemError
@@ -24,9 +29,15 @@ of their own, so that only their like wait for them."""
 class Outputs:
     """What the model said of a request's texts, in their order."""
 
-    encoded: list[Encoded]
+    encoded: list[list[Encoded]]
+    """The windows of each text: one, where it is not longer than the model reads."""
     logits: FloatArray
     """[texts, classes of all label columns]."""
+
+    @property
+    def truncated(self) -> list[bool]:
+        """Of each text, whether its end was not read."""
+        return [windows[-1].truncated for windows in self.encoded]
 
 
 class Answerer:
@@ -35,49 +46,101 @@ class Answerer:
     def __init__(self, engine: Engine, settings: ServeSettings, metrics: ServeMetrics) -> None:
         self.engine = engine
         self.batcher = Batcher(
-            engine.forward, settings.batch_tokens, settings.max_queued, engine.max_padding, metrics.batch
+            engine.forward,
+            settings.batch_tokens,
+            settings.max_queued,
+            engine.max_padding,
+            metrics.batch,
+            settings.max_wait_s,
         )
         self._metrics = metrics
+        self._windows = settings.long_texts
+        self._max_windows = settings.max_windows
+        if engine.spec.pair and settings.long_texts != "truncate":
+            raise InputError(
+                f"serve.long_texts is {settings.long_texts}, but the classifier takes pairs of texts, which are not "
+                "read in windows; set it to truncate."
+            )
         self._encoder, self._long_encoder = ThreadPoolExecutor(1, "encode"), ThreadPoolExecutor(1, "encode-long")
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self, timeout_s: float | None = None) -> Iterator[None]:
         """A request's place in the queue: from before any work is spent on it until it is answered or given up.
 
+        `timeout_s`: the client waits no longer than this.
+
         Raises:
-            ProblemError: 429, there is none; `Retry-After` says when to come again.
+            ProblemError: 429, there is none, or it would be in vain; `Retry-After` says when to come again.
         """
         try:
-            with self.batcher.place():
+            with self.batcher.place(timeout_s):
                 yield
         except QueueFullError as full:
             retry = {"Retry-After": str(full.retry_after_s)}
-            raise ProblemError(429, f"Too many requests wait; try again in {full.retry_after_s} s.", retry) from None
+            why = (
+                "Too many requests wait to be answered within the time given" if full.late else "Too many requests wait"
+            )
+            raise ProblemError(429, f"{why}; try again in {full.retry_after_s} s.", retry) from None
 
-    async def compute(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Outputs:
-        """The outputs for the texts (and their partners, where the model takes pairs); cancel it to give up waiting."""
+    async def compute(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, timeout_s: float | None = None
+    ) -> Outputs:
+        """The outputs for the texts (and their partners, where the model takes pairs); cancel it to give up waiting.
+
+        Raises:
+            QueueFullError: it cannot be done within `timeout_s`; inside `place`, that becomes a 429.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         encoded = await self._encode(texts, pairs)
-        logits = await self.batcher.submit(encoded)
-        self._metrics.classified(len(encoded), sum(item.truncated for item in encoded))
-        return Outputs(encoded, logits)
+        flat = [window for windows in encoded for window in windows]
+        logits = await self.batcher.submit(flat, deadline)
+        if len(flat) > len(encoded):
+            starts = np.cumsum([0, *(len(windows) for windows in encoded[:-1])])
+            logits = self._joined(logits, starts)
+        outputs = Outputs(encoded, logits)
+        self._metrics.classified(len(encoded), sum(outputs.truncated))
+        return outputs
+
+    def _joined(self, logits: FloatArray, starts: npt.NDArray[np.int64]) -> FloatArray:
+        """One row of outputs for each text from those of its windows, the first of which are at `starts`."""
+        if self._windows == "max":
+            found: FloatArray = np.maximum.reduceat(logits, starts)
+            return found
+        counts = np.diff([*starts, len(logits)]).astype(np.float32)
+        mean: FloatArray = np.divide(np.add.reduceat(logits, starts), counts[:, None], dtype=np.float32)
+        return mean
 
     def answers(self, outputs: Outputs) -> list[Answer]:
         """What the outputs say."""
-        return self.engine.answers(outputs.encoded, outputs.logits)
+        by_column = self.engine.probabilities(outputs.logits)
+        return [
+            self.engine.answer(
+                {name: values[row] for name, values in by_column.items()},
+                tokens=sum(len(window.ids) for window in windows),
+                truncated=windows[-1].truncated,
+                windows=len(windows),
+            )
+            for row, windows in enumerate(outputs.encoded)
+        ]
 
-    async def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Encoded]:
+    async def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[list[Encoded]]:
         lengths = [len(text) for text in texts]
         if pairs is not None:
             lengths = [length + len(pair) for length, pair in zip(lengths, pairs, strict=True)]
         if sum(lengths) <= _INLINE_CHARACTERS:
-            return self.engine.encode(texts, pairs)
-        encoded: list[Encoded] = []
+            return self._encode_now(texts, pairs)
+        encoded: list[list[Encoded]] = []
         for part in _slices(lengths):
             partners = None if pairs is None else pairs[part]
             thread = self._encoder if sum(lengths[part]) <= _SLICE_CHARACTERS else self._long_encoder
-            work = asyncio.get_running_loop().run_in_executor(thread, self.engine.encode, texts[part], partners)
+            work = asyncio.get_running_loop().run_in_executor(thread, self._encode_now, texts[part], partners)
             encoded += await work  # a client that has gone is noticed here
         return encoded
+
+    def _encode_now(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[list[Encoded]]:
+        if self._windows == "truncate":
+            return [[item] for item in self.engine.encode(texts, pairs)]
+        return self.engine.encode_windows(texts, self._max_windows)
 
 
 def _slices(lengths: Sequence[int]) -> Iterator[slice]:

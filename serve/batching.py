@@ -5,11 +5,16 @@ of about its length that fit the budget. So nothing starves: a text with k texts
 most k batches, however long or short the others are. Nothing ever waits for a batch to fill.
 
 The computing happens in a thread of its own, one batch at a time; meanwhile texts gather. Whoever gave up
-(a dropped connection) is skipped. Cost of a choice: a sort of at most `WINDOW` lengths.
+(a dropped connection) is skipped. Cost of a choice: a sort of at most `WINDOW` lengths; none where texts are computed
+one by one.
+
+How long a text would wait is predicted: the tokens before it by the tokens a second that the engine has lately
+computed. Who would wait longer than is allowed, or than the client itself allows, is told at once.
 """
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -32,12 +37,14 @@ _MAX_RETRY_S = 60
 
 
 class QueueFullError(Exception):
-    """Too many requests wait already."""
+    """A request would wait too long, or there are too many already."""
 
-    def __init__(self, retry_after_s: int) -> None:
+    def __init__(self, retry_after_s: int, *, late: bool = False) -> None:
         super().__init__(f"too many requests wait; try again in {retry_after_s} s")
         self.retry_after_s = retry_after_s
         """When, at the present speed, the queue will have been worked off."""
+        self.late = late
+        """Whether it is the client's own deadline that cannot be met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +56,30 @@ class BatchReport:
     padded_tokens: int
     """What was computed: texts times the longest, where they are padded."""
     seconds: float
+    waited: tuple[float, ...] = ()
+    """Seconds from its request's coming to the batch's start, for each text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an engine has had to do since it was last asked."""
+
+    queued_tokens: int
+    """Waiting or computed now."""
+    tokens_per_second: float
+    """That the engine computes when it computes; 0 before its first batch."""
+    busy: float
+    """The share of the time that it computed."""
+    refused_per_second: float
+    """Tokens of requests that were sent away, by the mean of those that were not."""
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
     answered: "asyncio.Future[FloatArray]"
     rows: list[FloatArray | None]
+    came: float
+    deadline: float | None
     missing: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +100,7 @@ class Batcher:
         compute: one batch in, float32 [texts, classes] out; called in a thread, never twice at once.
         batch_tokens: tokens of a batch at most, padding included.
         max_queued: requests that may be in progress at once.
+        max_wait_s: seconds that a request may have to wait before it is computed.
         max_padding: the share of a batch that may be padding; None where `compute` takes texts one by one anyway.
         report: told of each batch after it.
     """
@@ -86,16 +112,25 @@ class Batcher:
         max_queued: int,
         max_padding: float | None = CPU_PADDING,
         report: Callable[[BatchReport], None] = lambda _: None,
+        max_wait_s: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._compute = compute
         self._batch_tokens = batch_tokens
         self._max_queued = max_queued
         self._max_padding = max_padding
+        self._max_wait_s = max_wait_s
+        self._clock = clock
         self.report = report
         self._waiting: deque[_Text] = deque()
         self._requests = 0
         self._tokens = 0
         self._tokens_per_second = 0.0
+        self._since = clock()
+        self._busy_s = 0.0
+        self._refused = 0
+        self._submitted = 0
+        self._submitted_tokens = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
 
@@ -104,34 +139,66 @@ class Batcher:
         """Requests not yet answered."""
         return self._requests
 
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens of texts that wait or are computed now."""
+        return self._tokens
+
+    @property
+    def wait_s(self) -> float:
+        """The seconds that a text which comes now will wait, as far as can be told."""
+        return self._tokens / self._tokens_per_second if self._tokens_per_second else 0.0
+
+    def load(self) -> Load:
+        """What there was to do since the last call."""
+        now = self._clock()
+        passed = max(now - self._since, 1e-3)
+        mean = self._submitted_tokens / self._submitted if self._submitted else 0.0
+        found = Load(
+            self._tokens, self._tokens_per_second, min(self._busy_s / passed, 1.0), self._refused * mean / passed
+        )
+        self._since, self._busy_s, self._refused = now, 0.0, 0
+        return found
+
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self, timeout_s: float | None = None) -> Iterator[None]:
         """A request's place in the queue: from before any work is spent on it until it is answered or given up.
 
+        `timeout_s`: the client waits no longer than this.
+
         Raises:
-            QueueFullError: all `max_queued` places are taken.
+            QueueFullError: all `max_queued` places are taken, or it would wait too long.
         """
-        if self._requests >= self._max_queued:
-            seconds = self._tokens / self._tokens_per_second if self._tokens_per_second else 1
-            raise QueueFullError(min(_MAX_RETRY_S, max(1, round(seconds))))
+        wait = self.wait_s
+        late = timeout_s is not None and wait > timeout_s
+        if late or wait > self._max_wait_s or self._requests >= self._max_queued:
+            raise self._refusal(late=late)
         self._requests += 1
         try:
             yield
         finally:
             self._requests -= 1
 
-    async def submit(self, items: Sequence[Encoded]) -> FloatArray:
+    async def submit(self, items: Sequence[Encoded], deadline: float | None = None) -> FloatArray:
         """The outputs of one request's texts, float32 [texts, classes]; cancel it to give up waiting.
+
+        `deadline`: by the batcher's clock; what has not begun by then is not computed any more.
 
         Raises:
             ValueError: there are no texts.
+            QueueFullError: the deadline cannot be met, or has passed.
             Exception: whatever computing one of its batches raised.
         """
         if not items:
             raise ValueError("a request has at least one text")
         loop = asyncio.get_running_loop()
-        request = _Request(loop.create_future(), [None] * len(items))
         tokens = sum(len(item.ids) for item in items)
+        now = self._clock()
+        own = tokens / self._tokens_per_second if self._tokens_per_second else 0.0
+        if deadline is not None and now + self.wait_s + own > deadline:
+            raise self._refusal(late=True)
+        request = _Request(loop.create_future(), [None] * len(items), now, deadline)
+        self._submitted, self._submitted_tokens = self._submitted + 1, self._submitted_tokens + tokens
         self._tokens += tokens
         self._waiting.extend(_Text(item, request, position) for position, item in enumerate(items))
         if self._loop_task is None or self._loop_task.done():
@@ -153,7 +220,7 @@ class Batcher:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while batch := self._next_batch():
-            started = time.perf_counter()
+            started = self._clock()
             try:
                 outputs = await loop.run_in_executor(self._thread, self._compute, [text.item for text in batch])
             except Exception as error:
@@ -161,7 +228,7 @@ class Batcher:
                     if not text.request.answered.done():
                         text.request.answered.set_exception(error)
                 continue
-            self._deliver(batch, outputs, time.perf_counter() - started)
+            self._deliver(batch, outputs, started)
 
     def _next_batch(self) -> list[_Text]:
         """Takes the longest waiting text and its batch out of the queue; empty when nothing waits."""
@@ -170,7 +237,7 @@ class Batcher:
         window: list[_Text] = []
         while self._waiting and len(window) < WINDOW:
             text = self._waiting.popleft()
-            if not text.request.answered.done():
+            if self._is_wanted(text.request):
                 window.append(text)
         if not window:
             return []
@@ -185,12 +252,27 @@ class Batcher:
         tokens = 0
         while self._waiting and (not turn or tokens + len(self._waiting[0].item.ids) <= _TURN_TOKENS):
             text = self._waiting.popleft()
-            if not text.request.answered.done():
+            if self._is_wanted(text.request):
                 turn.append(text)
                 tokens += len(text.item.ids)
         return turn
 
-    def _deliver(self, batch: Sequence[_Text], outputs: FloatArray, seconds: float) -> None:
+    def _is_wanted(self, request: _Request) -> bool:
+        """Whether somebody still waits for it, and in time."""
+        if request.answered.done():
+            return False
+        if request.deadline is not None and self._clock() > request.deadline:
+            request.answered.set_exception(self._refusal(late=True))
+            return False
+        return True
+
+    def _refusal(self, *, late: bool) -> QueueFullError:
+        self._refused += 1
+        return QueueFullError(min(_MAX_RETRY_S, max(1, math.ceil(self.wait_s))), late=late)
+
+    def _deliver(self, batch: Sequence[_Text], outputs: FloatArray, started: float) -> None:
+        seconds = self._clock() - started
+        self._busy_s += seconds
         for text, row in zip(batch, outputs, strict=True):
             request = text.request
             request.rows[text.position] = row
@@ -201,4 +283,5 @@ class Batcher:
         speed = sum(lengths) / max(seconds, 1e-6)
         self._tokens_per_second = 0.8 * self._tokens_per_second + 0.2 * speed if self._tokens_per_second else speed
         computed = sum(lengths) if self._max_padding is None else len(batch) * max(lengths)
-        self.report(BatchReport(len(batch), sum(lengths), computed, seconds))
+        waited = tuple(started - text.request.came for text in batch)
+        self.report(BatchReport(len(batch), sum(lengths), computed, seconds, waited))

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.special import expit, softmax
 
-from models.engine import Encoded, Engine, FloatArray
+from models.engine import Engine, FloatArray
 from models.labels import spans
 from models.spec import class_names
 from serve.problems import ProblemError
@@ -113,14 +113,14 @@ def texts_of(inputs: Inputs, *, pair: bool, max_texts: int) -> tuple[list[str], 
     return [row[0] for row in rows], [row[1] for row in rows] if pair else None, single
 
 
-def refuse_truncated(encoded: Sequence[Encoded], max_length: int) -> None:
+def refuse_truncated(truncated: Sequence[bool], max_length: int) -> None:
     """Refuses texts that were cut.
 
     Raises:
         ProblemError: 413, as TEI answers them.
     """
-    for index, item in enumerate(encoded):
-        if item.truncated:
+    for index, cut in enumerate(truncated):
+        if cut:
             raise ProblemError(413, f"inputs[{index}] has more than {max_length} tokens; send it with truncate: true.")
 
 

@@ -28,6 +28,9 @@ from serve.settings import ServeSettings
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+"""How long the client waits: a request that cannot be answered by then is refused at once."""
+
 _STATUSES = {
     400: "The body cannot be read as JSON in UTF-8.",
     408: "The body came too slowly.",
@@ -72,14 +75,15 @@ def build_gateway(
     )
     _answer_errors(app)
 
-    async def answered(request: Request, answer: Callable[[bytes], Awaitable[Response]]) -> Response:
+    async def answered(request: Request, answer: Callable[[bytes, float | None], Awaitable[Response]]) -> Response:
         """The answer to a request's body, counted; it has its place in the queue before the body is looked at."""
         started = time.perf_counter()
         status = 500
         try:
             _refuse_compressed(request)
-            with answerer.place():
-                response = await answer(await request.body())
+            timeout_s = _timeout(request)
+            with answerer.place(timeout_s):
+                response = await answer(await request.body(), timeout_s)
             status = response.status_code
         except ProblemError as error:
             status = error.status
@@ -99,8 +103,8 @@ def build_gateway(
         openapi_extra=_body(shape.json_schema()),
     )
     async def classify(request: Request) -> Response:
-        async def answer(body: bytes) -> Response:
-            outputs = await answerer.compute(*shape.parse(body))
+        async def answer(body: bytes, timeout_s: float | None) -> Response:
+            outputs = await answerer.compute(*shape.parse(body), timeout_s)
             results = answers_as_json(answerer.answers(outputs))
             return JSONResponse({"model": name, "version": version, "results": results})
 
@@ -109,10 +113,10 @@ def build_gateway(
     async def scored(request: Request, kind: type[Asked], answer: Callable[[Asked, Outputs, bool], Any]) -> Response:
         """The answer to a request in another server's shape."""
 
-        async def respond(body: bytes) -> Response:
+        async def respond(body: bytes, timeout_s: float | None) -> Response:
             asked = dialects.parse(kind, body)
             texts, pairs, single = dialects.texts_of(asked.inputs, pair=engine.spec.pair, max_texts=settings.max_texts)
-            return JSONResponse(answer(asked, await answerer.compute(texts, pairs), single))
+            return JSONResponse(answer(asked, await answerer.compute(texts, pairs, timeout_s), single))
 
         try:
             return await answered(request, respond)
@@ -129,7 +133,7 @@ def build_gateway(
     async def predict(request: Request) -> Response:
         def answer(asked: PredictRequest, outputs: Outputs, single: bool) -> Any:
             if asked.truncate is False:
-                dialects.refuse_truncated(outputs.encoded, engine.spec.max_length)
+                dialects.refuse_truncated(outputs.truncated, engine.spec.max_length)
             found = dialects.scores(engine, outputs.logits, "none" if asked.raw_scores else None)
             return found[0] if single else found
 
@@ -201,6 +205,16 @@ def _body(schema: dict[str, Any]) -> dict[str, Any]:
         return value
 
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}}
+
+
+def _timeout(request: Request) -> float | None:
+    """The seconds that the client waits for its answer, where it says so."""
+    given = request.headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdigit() and 0 < len(given) < 10 and int(given)):
+        raise ProblemError(400, f"The header {TIMEOUT_HEADER} must be a whole number of milliseconds, 1 or more.")
+    return int(given) / 1000
 
 
 def _refuse_compressed(request: Request) -> None:

@@ -32,6 +32,7 @@ class TextAnswer(BaseModel):
     labels: dict[str, ColumnAnswer] = Field(description="By label column.")
     truncated: bool = Field(description="Whether the text was longer than the model reads; its end was not seen.")
     tokens: int = Field(description="Tokens that the model read, special tokens included.")
+    windows: int = Field(description="Windows in which it was read; 1 where it is not longer than the model reads.")
 
 
 class ClassifyResponse(BaseModel):
@@ -139,6 +140,7 @@ def answers_as_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
             },
             "truncated": answer.truncated,
             "tokens": answer.tokens,
+            "windows": answer.windows,
         }
         for answer in answers
     ]

@@ -34,6 +34,15 @@ class ServeSettings(Settings):
     max_body_bytes: int = Field(2_000_000, ge=1024, description="Bytes of a request's body at most.")
     body_timeout_s: float = Field(10.0, gt=0, description="Seconds a client has to send its body.")
     max_queued: int = Field(512, ge=1, description="Requests in progress at a replica at most; beyond them, 429.")
+    max_wait_s: float = Field(
+        2.0, gt=0, description="Seconds that a request may have to wait for others, as far as can be told; beyond, 429."
+    )
+    long_texts: Literal["truncate", "mean", "max"] = Field(
+        "truncate",
+        description="Of texts longer than the model reads: the beginning only, or windows over all of them, of whose "
+        "outputs the mean or the largest counts.",
+    )
+    max_windows: int = Field(16, ge=2, description="Windows of one text at most.")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "ServeSettings":

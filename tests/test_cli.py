@@ -108,11 +108,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Fin
 def test_run_makes_every_artifact_quietly(finished: Finished) -> None:
     outcome = finished.outcome
     assert outcome.status == 0, outcome.err
-    assert set(finished.prints) == {"prepare", "finetune", "evaluate"}
+    assert set(finished.prints) == {"prepare", "finetune", "evaluate", "export"}
     for stage, fingerprint in finished.prints.items():
         assert f"{stage}/{fingerprint}" in outcome.out
         assert f"{stage} done in" in outcome.err
-    assert outcome.out.count("made") == 3
+    assert outcome.out.count("made") == 4
     for noise in ("INFO", "WARNING", "ray::", "Warning", "\x1b", "\r", "it/s"):
         assert noise not in outcome.out + outcome.err
 
@@ -120,7 +120,7 @@ def test_run_makes_every_artifact_quietly(finished: Finished) -> None:
 def test_a_second_run_reuses_everything(finished: Finished, command: Command) -> None:
     started = time.monotonic()
     outcome = command("run", finished.recipe)
-    assert (outcome.status, outcome.out.count("reused"), outcome.err) == (0, 3, "")
+    assert (outcome.status, outcome.out.count("reused"), outcome.err) == (0, 4, "")
     assert time.monotonic() - started < 30
 
 
@@ -135,11 +135,11 @@ def test_audit_proves_the_run_exact(finished: Finished, command: Command) -> Non
 
 def test_check_tells_what_would_run(finished: Finished, command: Command) -> None:
     recipe = finished.recipe
-    assert command("check", recipe).out.count("reused") == 3
+    assert command("check", recipe).out.count("reused") == 4
     changed = command("check", recipe, "finetune.learning_rate=5e-5").out
-    assert (changed.count("reused"), changed.count("to run")) == (1, 2)
+    assert (changed.count("reused"), changed.count("to run")) == (1, 3)
     # How many workers there are does not change what comes out.
-    assert command("check", recipe, "finetune.workers=2").out.count("reused") == 3
+    assert command("check", recipe, "finetune.workers=2").out.count("reused") == 4
 
 
 def test_a_stage_completes_what_it_builds_on(finished: Finished, command: Command) -> None:
@@ -192,7 +192,7 @@ def test_predict_reads_a_file_as_its_options_say_and_trains_nothing_anew(
     (row,) = csv.DictReader(out.open(encoding="utf-8"))
     assert row["text"] == '"word2 \ufffd'
     assert row["predicted:mood"] in ("good", "bad")
-    assert all(stage not in outcome.err for stage in ("prepare", "finetune", "evaluate"))
+    assert all(stage not in outcome.err for stage in ("prepare", "finetune", "evaluate", "export"))
 
 
 def test_serve_answers_over_http_and_ends(finished: Finished, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_serve_answers_over_http_and_ends(finished: Finished, tmp_path: Path) ->
         (["check", "{recipe}", "store=/dev/null/x"], "a part of the path is a file, not a folder"),
         (
             ["run", "{recipe}", "--until", "deploy"],
-            "the recipe has no stage deploy; it has prepare, finetune, evaluate.",
+            "the recipe has no stage deploy; it has prepare, finetune, evaluate, export.",
         ),
         (["prepare", "{recipe}", "data.text=txt"], "has no column 'txt'; did you mean 'text'?"),
         (["status", "--store", "nowhere"], "there is no store at nowhere"),
@@ -268,7 +268,7 @@ def test_init_writes_a_recipe_once(finished: Finished, command: Command, tmp_pat
     assert first.status == 0, first.err
     assert "labels: mood, 2 classes" in first.out
     assert f"Next: shoal run {out}" in first.out
-    small = (f"store={tmp_path / 'store'}", f"finetune.encoder={finished.recipe.parent / 'encoder'}")
+    small = ("export=null", f"store={tmp_path / 'store'}", f"finetune.encoder={finished.recipe.parent / 'encoder'}")
     run = command("run", out, *small)
     assert (run.status, run.out.count("made")) == (0, 3), run.err
     second = command("init", data, "--out", out)
@@ -284,6 +284,7 @@ def test_help_has_examples(command: Command) -> None:
         "prepare",
         "finetune",
         "evaluate",
+        "export",
         "status",
         "show",
         "audit",
@@ -321,7 +322,7 @@ def assert_same_artifacts(store: Path, other: Path) -> None:
     ours, theirs = ({each.record.stage: each for each in Store.open(str(path)).artifacts()} for path in (store, other))
     prints = [{name: each.record.fingerprint for name, each in found.items()} for found in (ours, theirs)]
     assert prints[0] == prints[1]
-    assert set(ours) == {"prepare", "finetune", "evaluate"}
+    assert set(ours) == {"prepare", "finetune", "evaluate", "export"}
     for stage, pattern in (("prepare", "*.parquet"), ("finetune", "*.safetensors"), ("evaluate", "*.json")):
         files, others = (
             {

@@ -46,7 +46,7 @@ def test_a_long_text_is_read_as_a_whole_one(engine: TorchEngine, lines: list[str
     with pytest.MonkeyPatch.context() as patch:
         text = ending.join(lines)
         opened = engine.encode([text])
-        patch.setattr(TorchEngine, "_opening", lambda _, text: text)
+        patch.setattr(TorchEngine, "_opening", lambda _, text, tokens: text)
         assert engine.encode([text]) == opened
 
 

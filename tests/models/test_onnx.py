@@ -30,8 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exports(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exports")
-    export_onnx(folder, out / "fp32", "fp32")
-    export_onnx(folder, out / "int8", "int8")
+    export_onnx(folder, {"fp32": out / "fp32", "int8": out / "int8"})
     return out
 
 
@@ -82,7 +81,7 @@ def test_int8_weights_are_smaller(exports: Path) -> None:
 def test_pairs_and_decoders(kind: str, tmp_path: Path) -> None:
     pair = kind == "pair"
     folder = make_classifier(tmp_path / "classifier", pair=pair, decoder=kind == "decoder")
-    export_onnx(folder, tmp_path / "onnx", "fp32")
+    export_onnx(folder, {"fp32": tmp_path / "onnx"})
     ours, theirs = load_onnx_engine(tmp_path / "onnx"), load_torch_engine(folder, precision="fp32")
     texts = ["the flight was late", "", "lovely " * 40]
     partners = ["they lost my bag", "good food", "late"] if pair else None

@@ -40,19 +40,20 @@ def changed(recipe: Path, before: list[str], after: list[str]) -> set[str]:
 
 
 def test_stages_come_in_the_order_they_run(recipe: Path) -> None:
-    assert list(planned(recipe)) == ["pack", "pretrain", "prepare", "finetune", "evaluate"]
+    assert list(planned(recipe)) == ["pack", "pretrain", "prepare", "finetune", "evaluate", "export"]
     assert list(planned(recipe, "pack=null", "pretrain=null", f"finetune.encoder={recipe.parent}/encoder")) == [
         "prepare",
         "finetune",
         "evaluate",
+        "export",
     ]
 
 
 def test_what_changes_the_pretraining_changes_what_builds_on_it(recipe: Path) -> None:
-    assert changed(recipe, [], ["pretrain.rate=0.3"]) == {"pretrain", "finetune", "evaluate"}
+    assert changed(recipe, [], ["pretrain.rate=0.3"]) == {"pretrain", "finetune", "evaluate", "export"}
     assert changed(recipe, [], ["pretrain.workers=2"]) == set()
     # Its own tokenizer serves an encoder that goes on learning; the labelled data is prepared once.
-    assert changed(recipe, [], ["pack.length=16"]) == {"pack", "pretrain", "finetune", "evaluate"}
+    assert changed(recipe, [], ["pack.length=16"]) == {"pack", "pretrain", "finetune", "evaluate", "export"}
     # A trained one comes from the packed texts.
     assert "prepare" in changed(recipe, SCRATCH, ["pack.seed=1"])
 

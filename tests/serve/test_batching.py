@@ -175,3 +175,113 @@ def test_a_failing_batch_fails_its_requests_only() -> None:
         batcher.close()
 
     asyncio.run(run())
+
+
+@given(lengths=REQUESTS, gone=st.sets(st.integers(0, 19)))
+@settings(max_examples=40, deadline=None)
+def test_texts_computed_one_by_one_come_in_their_order_and_are_never_padded(
+    lengths: list[list[int]], gone: set[int]
+) -> None:
+    engine, reports = EchoEngine(gate=threading.Semaphore(0)), list[BatchReport]()
+
+    async def run() -> list[list[int]]:
+        batcher = Batcher(engine, 1000, max_queued=100, max_padding=None, report=reports.append)
+        first = asyncio.create_task(ask(batcher, [text(10_000, 1)]))
+        await asyncio.sleep(0)
+        tasks, number = [], 0
+        for each in lengths:
+            items = [text(number + place, length) for place, length in enumerate(each)]
+            number += len(each)
+            tasks.append(asyncio.create_task(ask(batcher, items)))
+        await asyncio.sleep(0)
+        for place in gone & set(range(len(tasks))):
+            tasks[place].cancel()
+        await asyncio.sleep(0)
+        assert engine.gate
+        engine.gate.release(number + 2)
+        answers = await asyncio.gather(first, *tasks, return_exceptions=True)
+        batcher.close()
+        return [list(each[:, 0]) for each in answers[1:] if not isinstance(each, BaseException)]
+
+    answers = asyncio.run(run())
+    starts = np.cumsum([0, *(len(each) for each in lengths)])
+    wanted = [
+        list(range(start, start + len(each)))
+        for place, (start, each) in enumerate(zip(starts, lengths, strict=False))
+        if place not in gone
+    ]
+    assert answers == wanted
+    computed = [number for batch in engine.batches for number in batch if number != 10_000]
+    assert computed == [number for each in wanted for number in each]
+    assert all(report.padded_tokens == report.tokens for report in reports)
+    assert all(sum(each) <= 64 or len(each) == 1 for each in engine.lengths)
+
+
+@dataclass
+class Clock:
+    """Seconds that pass when told to."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_who_would_wait_too_long_is_told_at_once_and_when_to_come_again() -> None:
+    clock = Clock()
+
+    def compute(batch: Sequence[Encoded]) -> FloatArray:
+        clock.now += sum(len(item.ids) for item in batch) / 100  # 100 tokens a second
+        return np.zeros((len(batch), 1), dtype=np.float32)
+
+    async def run() -> None:
+        batcher = Batcher(compute, 100, max_queued=100, max_padding=None, max_wait_s=4, clock=clock)
+        await ask(batcher, [text(0, 100)])
+        assert batcher.load().busy == 1
+        waiting = [asyncio.create_task(ask(batcher, [text(number, 100)])) for number in range(3)]
+        await asyncio.sleep(0)
+        assert batcher.queued_tokens == 300
+        assert batcher.wait_s == pytest.approx(3)
+        with pytest.raises(QueueFullError) as refused, batcher.place(timeout_s=2.5):
+            pass
+        assert (refused.value.late, refused.value.retry_after_s) == (True, 3)
+        with batcher.place(timeout_s=3.5):
+            with pytest.raises(QueueFullError, match="try again in 3 s"):
+                await batcher.submit([text(9, 100)], deadline=clock.now + 3.5)
+            with pytest.raises(QueueFullError):
+                await batcher.submit([text(9, 300)], deadline=clock.now + 5.5)
+        waiting += [asyncio.create_task(ask(batcher, [text(9, 200)]))]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError) as refused, batcher.place():
+            pass
+        assert (refused.value.late, refused.value.retry_after_s) == (False, 5)
+        await asyncio.gather(*waiting)
+        load = batcher.load()
+        assert (load.queued_tokens, load.tokens_per_second) == (0, pytest.approx(100))
+        assert load.refused_per_second > 0
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_what_has_not_begun_at_its_deadline_is_not_computed() -> None:
+    clock, engine = Clock(), EchoEngine(gate=threading.Semaphore(0))
+
+    async def run() -> None:
+        batcher = Batcher(engine, 8, max_queued=100, clock=clock)
+        first = asyncio.create_task(ask(batcher, [text(0, 8)]))
+        await asyncio.sleep(0)
+        late = asyncio.create_task(batcher.submit([text(1, 8)], deadline=1.0))
+        in_time = asyncio.create_task(batcher.submit([text(2, 8)], deadline=9.0))
+        await asyncio.sleep(0)
+        clock.now = 2.0
+        assert engine.gate
+        engine.gate.release(3)
+        await asyncio.gather(first, in_time)
+        with pytest.raises(QueueFullError) as refused:
+            await late
+        assert refused.value.late
+        batcher.close()
+
+    asyncio.run(run())
+    assert engine.batches == [[0], [2]]

@@ -6,14 +6,17 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.engine import Engine
+from models.settings import InputError
 from models.torch_engine import load_torch_engine
 from serve.gateway import build_gateway
 from serve.settings import ServeSettings
@@ -307,3 +310,36 @@ def test_metrics_count_what_was_asked(engine: Engine) -> None:
     assert samples[f'shoal_truncated_texts_total{{{own},version="f00d"}}'] == "1.0"
     assert samples[f'shoal_request_seconds_count{{{own},version="f00d"}}'] == "1.0"
     assert samples[f'shoal_queued_requests{{{own},version="f00d"}}'] == "0.0"
+
+
+def test_long_texts_are_read_in_windows_where_asked_for(tmp_path: Path) -> None:
+    engine = load_torch_engine(make_classifier(tmp_path / "single", (SENTIMENT,)), precision="fp32")
+    long = " ".join(["late", "lovely", "bag", "food"][number % 4] for number in range(70))
+    (windows,) = engine.encode_windows([long], 16)
+    assert [len(each.ids) for each in windows[:-1]] == [32] * (len(windows) - 1)
+    logits = engine.logits(windows)
+    for way, joined in (("mean", logits.mean(axis=0)), ("max", logits.max(axis=0))):
+        with running(engine, ServeSettings(long_texts=way, max_windows=16)) as url:
+            short, found = httpx.post(f"{url}/v1/classify", json={"texts": ["late", long]}).json()["results"]
+        assert (short["windows"], short["truncated"]) == (1, False)
+        assert (found["windows"], found["truncated"]) == (len(windows), False)
+        said = found["labels"]["sentiment"]["probabilities"]
+        assert list(said.values()) == pytest.approx(list(np.exp(joined) / np.exp(joined).sum()), abs=1e-5)
+    with running(engine, ServeSettings(long_texts="mean", max_windows=2)) as url:
+        (found,) = httpx.post(f"{url}/v1/classify", json={"texts": [long]}).json()["results"]
+    assert (found["windows"], found["truncated"]) == (2, True)
+    pairs = load_torch_engine(make_classifier(tmp_path / "pair", pair=True), precision="fp32")
+    with pytest.raises(InputError, match=r"serve\.long_texts is max, but the classifier takes pairs"):
+        build_gateway(pairs, ServeSettings(long_texts="max"), name="small", version="f00d")
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "soon", "9999999999"])
+def test_a_timeout_is_whole_milliseconds(url: str, given: str) -> None:
+    response = httpx.post(f"{url}/v1/classify", json={"texts": ["late"]}, headers={"X-Request-Timeout-Ms": given})
+    assert response.status_code == 400
+    assert "X-Request-Timeout-Ms must be a whole number of milliseconds" in response.json()["detail"]
+
+
+def test_a_client_that_waits_long_enough_is_answered(url: str) -> None:
+    response = httpx.post(f"{url}/v1/classify", json={"texts": ["late"]}, headers={"X-Request-Timeout-Ms": "5000"})
+    assert response.status_code == 200
