@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
-from ray.serve.config import AutoscalingConfig, ControllerOptions, HTTPOptions
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ControllerOptions, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from cluster.connect import room_for
@@ -18,6 +18,7 @@ from serve.classifier import Classifier
 from serve.haproxy import write_starter
 from serve.limits import SETTINGS_VARIABLE
 from serve.model import ServedModel
+from serve.scaling import TokenPolicy
 from serve.settings import ServeSettings
 
 APPLICATION = "shoal"
@@ -56,7 +57,10 @@ def serve_model(settings: ServeSettings, model: ServedModel) -> str:
             min_replicas=settings.min_replicas,
             initial_replicas=settings.min_replicas,
             max_replicas=settings.max_replicas,
-            target_ongoing_requests=settings.target_requests,
+            policy=AutoscalingPolicy(
+                policy_function=TokenPolicy,
+                policy_kwargs={"target_wait_s": settings.target_wait_s, "target_busy": settings.target_busy},
+            ),
             upscale_delay_s=settings.upscale_delay_s,
             downscale_delay_s=settings.downscale_delay_s,
             metrics_interval_s=1,

@@ -7,6 +7,7 @@ from serve import limits
 from serve.exchange import MetricsExchange
 from serve.gateway import build_gateway
 from serve.model import ServedModel
+from serve.scaling import BUSY, QUEUED, REFUSED, SPEED
 from serve.settings import ServeSettings
 
 
@@ -33,6 +34,16 @@ class Classifier:
         )
         limits.on_refusal.append(self._gateway.state.metrics.request)
         exchange.start(self._gateway.state.metrics.page)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What autoscaling goes by; Ray asks for it every moment."""
+        load = self._gateway.state.batcher.load()
+        return {
+            QUEUED: load.queued_tokens,
+            SPEED: load.tokens_per_second,
+            BUSY: load.busy,
+            REFUSED: load.refused_per_second,
+        }
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Ray Serve runs."""

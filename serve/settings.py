@@ -17,7 +17,12 @@ class ServeSettings(Settings):
     port: int = Field(8000, ge=1, le=65535, description="The port to listen on.")
     min_replicas: int = Field(1, ge=1, description="Replicas kept when idle.")
     max_replicas: int = Field(4, ge=1, description="Replicas under load.")
-    target_requests: float = Field(8, gt=0, description="Requests in progress per replica that autoscaling aims at.")
+    target_wait_s: float = Field(
+        0.5, gt=0, description="Seconds in which autoscaling wants what waits to be computed, as far as can be told."
+    )
+    target_busy: float = Field(
+        0.7, gt=0, le=1, description="The share of its time that autoscaling lets a replica compute."
+    )
     upscale_delay_s: float = Field(5.0, ge=0, description="Seconds of load before replicas are added.")
     downscale_delay_s: float = Field(60.0, ge=0, description="Seconds of calm before replicas are removed.")
     drain_s: float = Field(20.0, ge=0, description="Seconds a replica has to finish its requests when it is removed.")

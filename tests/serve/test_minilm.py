@@ -50,9 +50,7 @@ def test_bf16_answers_are_those_of_fp32(folder: Path) -> None:
 
 
 def test_load_adds_replicas_and_no_request_fails(ray_session: None, folder: Path) -> None:
-    settings = ServeSettings(
-        port=free_port(), max_replicas=2, target_requests=2, upscale_delay_s=1, downscale_delay_s=5, drain_s=1
-    )
+    settings = ServeSettings(port=free_port(), max_replicas=2, upscale_delay_s=1, downscale_delay_s=5, drain_s=1)
     url = app.serve_model(settings, ServedModel("minilm", "f00d", UPath(folder)))
     done, statuses = threading.Event(), list[int]()
 
