@@ -4,6 +4,8 @@ Writes into its artifact
 
     metrics.json         everything measured
     calibration.json     the temperature of each label column, fitted on the validation split: {column: temperature}
+    abstention.json      of each single-label column, for thresholds on the calibrated probability: {column: [{below,
+                         answered, accuracy}]}, measured on the validation split
     predictions.parquet  row, and for each label column label:NAME, predicted:NAME, probability:NAME and
                          probability:NAME:CLASS, calibrated
     report.html          the same with pictures
@@ -11,6 +13,7 @@ Writes into its artifact
 """
 
 import json
+from dataclasses import asdict
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -31,7 +34,7 @@ from pipelines.prepared import Prepared
 from pipelines.stage import Task
 
 NAME = "evaluate"
-FORMAT = 2
+FORMAT = 3
 
 WITHOUT_PRETRAINING = "without_pretraining"
 """The fine-tuning of the encoder as it was before the recipe's own pretraining, among the inputs."""
@@ -143,10 +146,16 @@ def _write(task: Task, prepared: Prepared, scored: Scored, evaluation: Evaluatio
         for name, minimum in task.settings.gate.items()
     }
     calibration = {name: column.temperature for name, column in evaluation.columns.items()}
+    abstention = {
+        name: [asdict(each) for each in column.abstaining]
+        for name, column in evaluation.columns.items()
+        if column.abstaining
+    }
     with telling_storage_errors(str(task.out)):
         task.out.mkdir(parents=True, exist_ok=True)
         write_whole(task.out / "metrics.json", json.dumps({**evaluation.document(), "gate": gate}, indent=2))
         write_whole(task.out / "calibration.json", json.dumps(calibration, indent=2, ensure_ascii=False))
+        write_whole(task.out / "abstention.json", json.dumps(abstention, indent=2, ensure_ascii=False))
         predictions = pa.table(
             {
                 "row": scored.rows,

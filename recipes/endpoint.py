@@ -10,6 +10,8 @@ from upath import UPath
 
 from cluster.store import Artifact, ClusterError
 from models.onnx_engine import NOTES
+from models.settings import InputError
+from pipelines.evaluating.calibration import Abstaining, threshold_for
 from pipelines.export import ONNX
 from recipes.recipe import Recipe
 from serve.app import serve_model
@@ -48,9 +50,38 @@ def deploy(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> str:
         onnx=onnx,
         refused=refused,
         temperature=calibration(evaluated),
+        thresholds=_thresholds(recipe, evaluated),
         card=card,
     )
     return serve_model(recipe.serve, model)
+
+
+def _thresholds(recipe: Recipe, evaluated: Artifact) -> dict[str, float]:
+    """By single-label column, the probability below which no class is answered.
+
+    Raises:
+        InputError: no threshold makes answers right as often as is asked for.
+    """
+    wanted = recipe.serve.abstain
+    if wanted is None:
+        return {}
+    curves = json.loads((evaluated.path / "abstention.json").read_text(encoding="utf-8"))
+    single = [label.column for label in recipe.data.labels if not label.multi]
+    if wanted.below is not None:
+        return dict.fromkeys(single, wanted.below)
+    assert wanted.accuracy is not None
+    found = {}
+    for name in single:
+        curve = [Abstaining(**each) for each in curves.get(name, ())]
+        threshold = threshold_for(wanted.accuracy, curve)
+        if threshold is None:
+            best = max((each.accuracy for each in curve), default=0.0)
+            raise InputError(
+                f"serve.abstain.accuracy is {wanted.accuracy:g}, but whatever is left unanswered, no more than "
+                f"{best:.4f} of the answers for {name} were right in validation; set it lower."
+            )
+        found[name] = threshold
+    return found
 
 
 def _export(exported: Artifact | None) -> tuple[UPath | None, str]:

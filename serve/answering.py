@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +43,12 @@ class Outputs:
 class Answerer:
     """The way of every request's texts through one replica, whatever shape it came in."""
 
-    def __init__(self, engine: Engine, settings: ServeSettings, metrics: ServeMetrics) -> None:
+    def __init__(
+        self, engine: Engine, settings: ServeSettings, metrics: ServeMetrics, thresholds: Mapping[str, float]
+    ) -> None:
         self.engine = engine
+        self._thresholds = thresholds
+        self._other = settings.abstain.label if settings.abstain else None
         self.batcher = Batcher(
             engine.forward,
             settings.batch_tokens,
@@ -111,9 +115,9 @@ class Answerer:
         return mean
 
     def answers(self, outputs: Outputs) -> list[Answer]:
-        """What the outputs say."""
+        """What the outputs say; nothing where they are not sure enough."""
         by_column = self.engine.probabilities(outputs.logits)
-        return [
+        found = [
             self.engine.answer(
                 {name: values[row] for name, values in by_column.items()},
                 tokens=sum(len(window.ids) for window in windows),
@@ -122,6 +126,17 @@ class Answerer:
             )
             for row, windows in enumerate(outputs.encoded)
         ]
+        return [self._abstained(each) for each in found] if self._thresholds else found
+
+    def _abstained(self, answer: Answer) -> Answer:
+        """The answer without what is below its column's threshold."""
+        labels = {
+            name: replace(said, label=self._other)
+            if said.probabilities and max(said.probabilities.values()) < self._thresholds.get(name, 0.0)
+            else said
+            for name, said in answer.labels.items()
+        }
+        return replace(answer, labels=labels)
 
     async def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[list[Encoded]]:
         lengths = [len(text) for text in texts]

@@ -29,6 +29,7 @@ class Classifier:
             name=model.name,
             version=model.version,
             card=model.card,
+            thresholds=model.thresholds,
             replica=replica,
             other_metrics=exchange.others,
         )

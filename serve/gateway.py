@@ -48,6 +48,7 @@ def build_gateway(
     name: str,
     version: str,
     card: dict[str, Any] | None = None,
+    thresholds: Mapping[str, float] | None = None,
     replica: str = "local",
     other_metrics: Callable[[], Awaitable[Iterable[str]]] | None = None,
 ) -> FastAPI:
@@ -59,11 +60,12 @@ def build_gateway(
         name: the model's name.
         version: the fingerprint of its artifact.
         card: what `/v1/model` tells besides (metrics, lineage).
+        thresholds: by label column, the calibrated probability below which no class is answered.
         replica: names this process in the metrics.
         other_metrics: the metrics pages of the replicas beside this one.
     """
     metrics = ServeMetrics(name, version, replica, lambda: answerer.batcher.queued)
-    answerer = Answerer(engine, settings, metrics)
+    answerer = Answerer(engine, settings, metrics, thresholds or {})
     shape = RequestShape.of(pair=engine.spec.pair, max_texts=settings.max_texts)
     about = _finite({**(card or {}), **_about(engine, name, version)})
     app = FastAPIOffline(

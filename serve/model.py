@@ -30,6 +30,8 @@ class ServedModel:
     """Why there is no export."""
     temperature: dict[str, float] = field(default_factory=dict)
     """By label column, what its logits are divided by."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """By label column, the calibrated probability below which no class is answered."""
     card: dict[str, Any] = field(default_factory=dict)
     """What `/v1/model` tells besides (`metrics`, `lineage`); plain JSON types."""
 

@@ -21,7 +21,7 @@ class ColumnAnswer(BaseModel):
 
     label: str | list[str] | None = Field(
         description="The likeliest class; a list of all that hold (1/2 or more) for a multi-label column; "
-        "null where the model gave no finite numbers."
+        "null, or the name chosen for that, where none is likely enough; null where the model gave no finite numbers."
     )
     probabilities: dict[str, float] = Field(description="The calibrated probability of every class.")
 

@@ -7,6 +7,22 @@ from pydantic import Field, model_validator
 from models.settings import Precision, Settings
 
 
+class AbstainSettings(Settings):
+    """Where the endpoint gives no answer: below a threshold on the calibrated probability of the likeliest class."""
+
+    below: float | None = Field(None, gt=0, lt=1, description="The threshold.")
+    accuracy: float | None = Field(
+        None, gt=0, le=1, description="In its place: how often answers are to be right, as measured in validation."
+    )
+    label: str | None = Field(None, min_length=1, description="What is answered in place of a class; null by default.")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "AbstainSettings":
+        if (self.below is None) == (self.accuracy is None):
+            raise ValueError("needs one of below and accuracy, for example {accuracy: 0.95}")
+        return self
+
+
 class ServeSettings(Settings):
     """The endpoint's address, limits and scaling."""
 
@@ -46,6 +62,9 @@ class ServeSettings(Settings):
         "truncate",
         description="Of texts longer than the model reads: the beginning only, or windows over all of them, of whose "
         "outputs the mean or the largest counts.",
+    )
+    abstain: AbstainSettings | None = Field(
+        None, description="Where no class is answered; single-label columns only. By default the likeliest always is."
     )
     max_windows: int = Field(16, ge=2, description="Windows of one text at most.")
 

@@ -1,14 +1,21 @@
 """Measuring: from a split's logits and labels to everything that an evaluation says. Pure functions of arrays."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from models.labels import LabelColumn, spans
-from pipelines.evaluating.calibration import Reliability, fit_temperature, probabilities, reliability
+from pipelines.evaluating.calibration import (
+    Abstaining,
+    Reliability,
+    abstaining,
+    fit_temperature,
+    probabilities,
+    reliability,
+)
 from pipelines.evaluating.scoring import Scored
 from pipelines.metrics import (
     ClassScores,
@@ -58,6 +65,8 @@ class ColumnEvaluation:
     reliability: Reliability
     calibrated_reliability: Reliability
     slices: list[Slice] = field(default_factory=list)
+    abstaining: list[Abstaining] = field(default_factory=list)
+    """On the validation split; of single-label columns."""
 
     @property
     def calibrated_ece(self) -> float:
@@ -155,15 +164,15 @@ def measure(
     """Measures the scored split; temperatures are fitted on `validation`, slices taken by the `kept` columns."""
     found = {}
     for column, span in spans(columns):
-        temperature = 1.0
+        temperature, curve = 1.0, list[Abstaining]()
         if validation is not None:
             has = labelled(validation.labels[column.name])
-            temperature = fit_temperature(
-                validation.logits[has, span], truth(validation.labels[column.name][has]), column.multi
-            )
-        found[column.name] = _measure_column(
-            column, scored.logits[:, span], scored.labels[column.name], temperature, kept
-        )
+            logits, labels = validation.logits[has, span], truth(validation.labels[column.name][has])
+            temperature = fit_temperature(logits, labels, column.multi)
+            if len(labels) and not column.multi:
+                curve = abstaining(probabilities(logits, False, temperature), labels)
+        measured = _measure_column(column, scored.logits[:, span], scored.labels[column.name], temperature, kept)
+        found[column.name] = replace(measured, abstaining=curve)
     return Evaluation(
         split=split,
         rows=len(scored.rows),

@@ -37,6 +37,8 @@ def write_report(
             picture = Figure(figures.confusion_matrix(found.matrix, column.classes), caption)
             sections.append(Section(f"{prefix}confusion", [picture]))
         sections.append(Section(f"{prefix}calibration", _calibration_blocks(found, evaluation)))
+        if found.abstaining:
+            sections.append(Section(f"{prefix}abstention", [_abstention_table(found)]))
         if found.slices:
             sections.append(Section(f"{prefix}slices", _slice_tables(found)))
         mistakes = _mistakes(column, scored, scored.logits[:, span], texts, found.temperature)
@@ -98,6 +100,17 @@ def _calibration_blocks(found: ColumnEvaluation, evaluation: Evaluation) -> list
     caption = "On the diagonal, probabilities are frequencies; below it, the classifier is too sure of itself."
     after = found.calibrated_reliability if evaluation.calibrated_on else None
     return [Text(told), Figure(figures.reliability_diagram(found.reliability, after), caption)]
+
+
+def _abstention_table(found: ColumnEvaluation) -> Table:
+    rows: list[list[Cell]] = [
+        [each.below, each.answered, each.accuracy] for each in found.abstaining if round(each.below * 100) % 10 == 0
+    ]
+    caption = (
+        "What comes of giving no answer where the calibrated probability is lower (`serve.abstain`), on the validation "
+        "split."
+    )
+    return Table(("no answer below", "texts answered", "accuracy of the answers"), rows, caption)
 
 
 def _slice_tables(found: ColumnEvaluation) -> list[Table]:

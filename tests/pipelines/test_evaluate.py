@@ -20,7 +20,7 @@ from models.torch_engine import load_torch_engine
 from pipelines import evaluate
 from pipelines.evaluate import EvaluateSettings, GateError
 from pipelines.evaluating import scoring
-from pipelines.evaluating.calibration import probabilities
+from pipelines.evaluating.calibration import Abstaining, probabilities, threshold_for
 from pipelines.evaluating.scoring import score
 from pipelines.prepared import Prepared
 from pipelines.progress import Progress
@@ -101,6 +101,26 @@ def test_the_temperature_comes_from_validation_and_mends_overconfidence(one: Pat
     assert found["temperature"] > 1.5
     assert found["calibrated_ece"] < found["ece"]
     assert found["calibrated_log_loss"] < found["log_loss"]
+
+
+def test_what_abstaining_brings_is_measured_on_validation(two: Path, tmp_path: Path) -> None:
+    todo = task(two, tmp_path, {}, (TOPIC, MOOD), noise=0.2)
+    evaluate.run(todo)
+    curves = json.loads((todo.out / "abstention.json").read_text())
+    assert set(curves) == {"topic"}, "a multi-label column has no one class to answer"
+    validation = Prepared(UPath(tmp_path / "prepared")).read_split("validation")
+    labels = validation["label:topic"].to_numpy()
+    temperature = json.loads((todo.out / "calibration.json").read_text())["topic"]
+    found = probabilities(reference_logits(two, validation["text"].to_pylist())[:, :2], False, temperature)
+    right = found.argmax(axis=1) == labels
+    for each in curves["topic"][::10]:
+        answered = found.max(axis=1) >= each["below"]
+        assert each["answered"] == pytest.approx(answered.mean(), abs=0.02)
+        assert each["accuracy"] == pytest.approx(right[answered].mean(), abs=0.02)
+    curve = [Abstaining(**each) for each in curves["topic"]]
+    assert threshold_for(curve[0].accuracy, curve) == 0.0
+    assert threshold_for(1.1, curve) is None
+    assert "no answer below" in (todo.out / "report.html").read_text()
 
 
 def test_without_a_validation_split_probabilities_stay(one: Path, tmp_path: Path) -> None:

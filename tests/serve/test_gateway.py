@@ -343,3 +343,17 @@ def test_a_timeout_is_whole_milliseconds(url: str, given: str) -> None:
 def test_a_client_that_waits_long_enough_is_answered(url: str) -> None:
     response = httpx.post(f"{url}/v1/classify", json={"texts": ["late"]}, headers={"X-Request-Timeout-Ms": "5000"})
     assert response.status_code == 200
+
+
+def test_no_class_is_answered_below_the_threshold(engine: Engine) -> None:
+    texts = [*CORPUS, "late", "food", "bag bag bag", "crew"]
+    likeliest = [max(each.labels["sentiment"].probabilities.values()) for each in engine.classify(texts)]
+    threshold = sorted(likeliest)[len(texts) // 2]
+    for wanted, other in (({"below": 0.5}, None), ({"below": 0.5, "label": "other"}, "other")):
+        with running(engine, ServeSettings(abstain=wanted), thresholds={"sentiment": threshold}) as url:
+            results = httpx.post(f"{url}/v1/classify", json={"texts": texts}).json()["results"]
+        for found, plain, likely in zip(results, engine.classify(texts), likeliest, strict=True):
+            said = found["labels"]["sentiment"]
+            assert said["label"] == (plain.labels["sentiment"].label if likely >= threshold else other)
+            assert len(said["probabilities"]) == 3
+            assert isinstance(found["labels"]["topics"]["label"], list)
