@@ -78,9 +78,9 @@ def test_a_job_runs_a_recipe_into_a_store_that_outlives_it(head: dict[str, str],
     done = subprocess.run([*job, "store=mine"], env=head, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     store = Store.open(str(Path(head["HOME"]) / "mine"))
-    assert {artifact.record.stage for artifact in store.artifacts()} == {"prepare", "finetune", "evaluate"}
+    assert {artifact.record.stage for artifact in store.artifacts()} == {"prepare", "finetune", "evaluate", "export"}
     again = subprocess.run([*job, "store=mine"], env=head, capture_output=True, text=True)
-    assert again.stdout.count("reused") == 3
+    assert again.stdout.count("reused") == 4
     wrong = subprocess.run([*job, "finetune.epoch=3"], env=head, capture_output=True, text=True)
     assert wrong.returncode != 0
     assert "finetune.epoch is no setting; did you mean finetune.epochs?" in wrong.stdout

@@ -25,8 +25,8 @@ def test_reuters_with_its_store_on_s3(bucket: str, tmp_path: Path) -> None:
         return done.stdout
 
     recipe = ("recipes/reuters.yaml", f"store={bucket}/reuters")
-    assert shoal("run", *recipe).count("made") == 3
-    assert shoal("run", *recipe).count("reused") == 3
+    assert shoal("run", *recipe).count("made") == 4
+    assert shoal("run", *recipe).count("reused") == 4
     artifacts = {each.record.stage: each for each in Store.open(f"{bucket}/reuters").artifacts()}
     prepared = artifacts["prepare"].record.metrics
     assert prepared["rows_in"] == 5485 + 2189 == prepared["rows_out"] + prepared["rejected"]
@@ -61,8 +61,8 @@ def test_pretraining_and_a_sweep_on_s3(bucket: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert run().count("made") == 7
-    assert run().count("reused") == 7
+    assert run().count("made") == 8
+    assert run().count("reused") == 8
     artifacts = {each.record.stage: each for each in Store.open(store).artifacts()}
     assert artifacts["pack"].record.metrics["documents"] > 0
     assert artifacts["pretrain"].record.metrics["steps"] == 8
