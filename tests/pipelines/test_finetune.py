@@ -262,6 +262,7 @@ class FeedWithoutMemory(Feed):
         return super().draw_seed(epoch, step, lane)
 
 
+@pytest.mark.slow
 def test_all_workers_skip_what_one_has_no_memory_for(
     store: Store, prepared: Artifact, encoder: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

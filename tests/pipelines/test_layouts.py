@@ -200,6 +200,7 @@ def test_activation_checkpointing_changes_no_bit(job: Job) -> None:
     Run(others).assert_same(Run(plain))
 
 
+@pytest.mark.slow
 def test_half_precision_ends_in_the_same_bits_on_any_number_of_workers(job: Job) -> None:
     full, half, others = job("full"), job("half", precision="fp16"), job("others", precision="fp16")
     for each in (full, half):

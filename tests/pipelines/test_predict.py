@@ -653,6 +653,7 @@ from dataclasses import asdict
 from pathlib import Path
 from upath import UPath
 from cluster.connect import connected
+from models.settings import InputError
 from pipelines.predict import predict_file
 from pipelines.preparing.data import DataSettings
 from pipelines.progress import Progress

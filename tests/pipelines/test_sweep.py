@@ -205,7 +205,8 @@ def test_the_best_settings_are_found_and_taken_over(data: Path, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("stop", ["median", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", ["median", "none"])
 def test_other_ways_to_search_and_to_stop(stop: str, data: Path, tmp_path: Path) -> None:
     # Most of it learns nothing.
     space = SPACE | {"finetune.learning_rate": {"log_uniform": [1e-8, 1e-2]}}
