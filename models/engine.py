@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, softmax
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from models.batches import group_by_length
 from models.labels import LabelColumn, spans, total_classes
@@ -29,6 +29,9 @@ _SPARE = 64
 the last few tokens before the cut may be others than in the whole text."""
 
 FloatArray = npt.NDArray[np.float32]
+
+Cleaned = str | tuple[str, str]
+"""A cleaned text, or a pair of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Engine(ABC):
     ) -> None:
         self.spec = spec
         self._tokenizer = tokenizer
-        self._pad_id = pad_id
+        self.pad_id = pad_id
         self._uses_type_ids = uses_type_ids
         self._temperature = dict(temperature)
 
@@ -101,25 +104,33 @@ class Engine(ABC):
         Raises:
             InputError: pairs are missing or not asked for, or are not as many as the texts.
         """
+        return [self.encoded(encoding) for _, encoding in self.tokenised(texts, pairs)]
+
+    def tokenised(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[Cleaned, Encoding]]:
+        """Each text as it was cleaned, with its tokens and their places in it; see `encode` for what it raises.
+
+        Of a long text, only the opening that the model reads may be there.
+        """
         if self.spec.pair != (pairs is not None):
             raise InputError(f"the classifier takes {'pairs of texts' if self.spec.pair else 'single texts'}.")
         if pairs is not None and len(pairs) != len(texts):
             raise InputError(f"there are {len(texts)} texts but {len(pairs)} partners for them.")
-        inputs: Sequence[str | tuple[str, str]]
+        inputs: Sequence[Cleaned]
         if pairs is None:
             inputs = cleaned([self._opening(text) for text in texts], self.spec.text)
         else:  # which part is cut depends on the whole lengths of both
             inputs = list(zip(cleaned(texts, self.spec.text), cleaned(pairs, self.spec.text), strict=True))
+        return list(zip(inputs, self._tokenizer.encode_batch(inputs), strict=True))
+
+    def encoded(self, encoding: Encoding) -> Encoded:
+        """The tokens of one text (or pair) as the model reads them."""
         wants_types = self._uses_type_ids and self.spec.pair
-        return [
-            Encoded(
-                # A tokenizer without special tokens makes nothing of an empty text; a model needs something.
-                ids=encoding.ids or [self._pad_id],
-                type_ids=(encoding.type_ids or [0]) if wants_types else None,
-                truncated=bool(encoding.overflowing),
-            )
-            for encoding in self._tokenizer.encode_batch(inputs)
-        ]
+        return Encoded(
+            # A tokenizer without special tokens makes nothing of an empty text; a model needs something.
+            ids=encoding.ids or [self.pad_id],
+            type_ids=(encoding.type_ids or [0]) if wants_types else None,
+            truncated=bool(encoding.overflowing),
+        )
 
     def _opening(self, text: str) -> str:
         """The first lines of a long text, where they hold all that the model reads of it; otherwise the text.

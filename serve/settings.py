@@ -34,6 +34,10 @@ class ServeSettings(Settings):
     max_body_bytes: int = Field(2_000_000, ge=1024, description="Bytes of a request's body at most.")
     body_timeout_s: float = Field(10.0, gt=0, description="Seconds a client has to send its body.")
     max_queued: int = Field(512, ge=1, description="Requests in progress at a replica at most; beyond them, 429.")
+    explain: bool = Field(True, description="Whether there is /v1/explain: which words of a text speak for a label.")
+    explain_queue: int = Field(
+        4, ge=0, description="Explanations that wait at a replica at most, while one is computed; beyond them, 429."
+    )
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "ServeSettings":
