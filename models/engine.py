@@ -31,6 +31,9 @@ the last few tokens before the cut may be others than in the whole text."""
 
 FloatArray = npt.NDArray[np.float32]
 
+Cleaned = str | tuple[str, str]
+"""A cleaned text, or a pair of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -91,7 +94,7 @@ class Engine(ABC):
     ) -> None:
         self.spec = spec
         self._tokenizer = tokenizer
-        self._pad_id = pad_id
+        self.pad_id = pad_id
         self._uses_type_ids = uses_type_ids
         self._temperature = dict(temperature)
 
@@ -105,16 +108,33 @@ class Engine(ABC):
         Raises:
             InputError: pairs are missing or not asked for, or are not as many as the texts.
         """
+        return [self.encoded(encoding) for _, encoding in self.tokenised(texts, pairs)]
+
+    def tokenised(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[Cleaned, Encoding]]:
+        """Each text as it was cleaned, with its tokens and their places in it; see `encode` for what it raises.
+
+        Of a long text, only the opening that the model reads may be there.
+        """
         if self.spec.pair != (pairs is not None):
             raise InputError(f"the classifier takes {'pairs of texts' if self.spec.pair else 'single texts'}.")
         if pairs is not None and len(pairs) != len(texts):
             raise InputError(f"there are {len(texts)} texts but {len(pairs)} partners for them.")
-        inputs: Sequence[str | tuple[str, str]]
+        inputs: Sequence[Cleaned]
         if pairs is None:
             inputs = cleaned([self._opening(text, self.spec.max_length) for text in texts], self.spec.text)
         else:  # which part is cut depends on the whole lengths of both
             inputs = list(zip(cleaned(texts, self.spec.text), cleaned(pairs, self.spec.text), strict=True))
-        return [self._encoded(each, bool(each.overflowing)) for each in self._tokenizer.encode_batch(inputs)]
+        return list(zip(inputs, self._tokenizer.encode_batch(inputs), strict=True))
+
+    def encoded(self, encoding: Encoding, truncated: bool | None = None) -> Encoded:
+        """The tokens of one text (or pair) as the model reads them; `truncated` where the encoding does not tell."""
+        wants_types = self._uses_type_ids and self.spec.pair
+        return Encoded(
+            # A tokenizer without special tokens makes nothing of an empty text; a model needs something.
+            ids=encoding.ids or [self.pad_id],
+            type_ids=(encoding.type_ids or [0]) if wants_types else None,
+            truncated=bool(encoding.overflowing) if truncated is None else truncated,
+        )
 
     def encode_windows(self, texts: Sequence[str], most: int) -> list[list[Encoded]]:
         """Cleans and tokenises single texts, a long one as windows that overlap by an eighth; `most` of each text.
@@ -131,7 +151,7 @@ class Engine(ABC):
         for encoding in self._window_tokenizer.encode_batch(inputs):
             windows = [encoding, *encoding.overflowing]
             last = min(len(windows), most) - 1
-            found.append([self._encoded(each, last < len(windows) - 1) for each in windows[: last + 1]])
+            found.append([self.encoded(each, last < len(windows) - 1) for each in windows[: last + 1]])
         return found
 
     @cached_property
@@ -139,15 +159,6 @@ class Engine(ABC):
         tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
         tokenizer.enable_truncation(self.spec.max_length, stride=self.spec.max_length // 8)
         return tokenizer
-
-    def _encoded(self, encoding: Encoding, truncated: bool) -> Encoded:
-        wants_types = self._uses_type_ids and self.spec.pair
-        return Encoded(
-            # A tokenizer without special tokens makes nothing of an empty text; a model needs something.
-            ids=encoding.ids or [self._pad_id],
-            type_ids=(encoding.type_ids or [0]) if wants_types else None,
-            truncated=truncated,
-        )
 
     def _opening(self, text: str, tokens: int) -> str:
         """The first lines of a long text, where they hold the `tokens` that the model reads of it; otherwise the text.

@@ -35,7 +35,7 @@ class TorchEngine(Engine):
         temperature: Mapping[str, float],
     ) -> None:
         super().__init__(spec, tokenizer, pad_id=pad_id, uses_type_ids=uses_type_ids, temperature=temperature)
-        self._model = model
+        self.model = model
         self._precision: Precision = precision
         self._device = next(model.parameters()).device
         self.precision = precision
@@ -45,15 +45,19 @@ class TorchEngine(Engine):
     @torch.inference_mode()
     def forward(self, batch: Sequence[Encoded]) -> FloatArray:
         """One batch as it is, padded to its longest: float32 [texts, total_classes]."""
+        with autocast(self._device, self._precision):
+            logits = self.model(**self.inputs(batch)).logits
+        return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
+
+    def inputs(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """The model's keyword arguments for a batch, each [texts, longest], on the model's device."""
         lengths = [len(item.ids) for item in batch]
         longest = max(lengths)
-        inputs = {"input_ids": self._padded([item.ids for item in batch], longest, self._pad_id)}
+        inputs = {"input_ids": self._padded([item.ids for item in batch], longest, self.pad_id)}
         inputs["attention_mask"] = self._padded([[1] * length for length in lengths], longest, 0)
         if batch[0].type_ids is not None:
             inputs["token_type_ids"] = self._padded([item.type_ids or [] for item in batch], longest, 0)
-        with autocast(self._device, self._precision):
-            logits = self._model(**inputs).logits
-        return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
+        return inputs
 
     def _padded(self, rows: Sequence[list[int]], length: int, fill: int) -> torch.Tensor:
         padded = [row + [fill] * (length - len(row)) for row in rows]

@@ -1,5 +1,7 @@
 """The deployment: each replica holds the HTTP face and the engine, so a plain request crosses no second process."""
 
+from functools import partial
+
 from ray import serve as ray_serve
 from starlette.types import ASGIApp
 
@@ -32,6 +34,7 @@ class Classifier:
             thresholds=model.thresholds,
             replica=replica,
             other_metrics=exchange.others,
+            explainer=partial(model.load_explainer, settings),
         )
         limits.on_refusal.append(self._gateway.state.metrics.request)
         exchange.start(self._gateway.state.metrics.page)

@@ -21,6 +21,7 @@ from models.engine import Engine
 from serve import dialects
 from serve.answering import Answerer, Outputs
 from serve.dialects import InferenceRequest, PredictRequest, Score
+from serve.explaining import Explanations, LoadExplainer, add_explain_route
 from serve.metrics import ServeMetrics, merged
 from serve.problems import MEDIA_TYPE, ProblemError
 from serve.schemas import ClassifyResponse, Problem, RequestShape, answers_as_json
@@ -51,6 +52,7 @@ def build_gateway(
     thresholds: Mapping[str, float] | None = None,
     replica: str = "local",
     other_metrics: Callable[[], Awaitable[Iterable[str]]] | None = None,
+    explainer: LoadExplainer | None = None,
 ) -> FastAPI:
     """The application that answers for one loaded classifier.
 
@@ -63,6 +65,7 @@ def build_gateway(
         thresholds: by label column, the calibrated probability below which no class is answered.
         replica: names this process in the metrics.
         other_metrics: the metrics pages of the replicas beside this one.
+        explainer: loads what explains the answers, at the first explanation; without it there are none.
     """
     metrics = ServeMetrics(name, version, replica, lambda: answerer.batcher.queued)
     answerer = Answerer(engine, settings, metrics, thresholds or {})
@@ -77,7 +80,12 @@ def build_gateway(
     )
     _answer_errors(app)
 
-    async def answered(request: Request, answer: Callable[[bytes, float | None], Awaitable[Response]]) -> Response:
+    async def answered(
+        request: Request,
+        answer: Callable[[bytes, float | None], Awaitable[Response]],
+        *,
+        explanation: bool = False,
+    ) -> Response:
         """The answer to a request's body, counted; it has its place in the queue before the body is looked at."""
         started = time.perf_counter()
         status = 500
@@ -94,7 +102,7 @@ def build_gateway(
             status = 499  # the client has gone
             raise
         finally:
-            metrics.request(status, time.perf_counter() - started)
+            metrics.request(status, time.perf_counter() - started, explanation=explanation)
         return response
 
     @app.post(
@@ -154,6 +162,11 @@ def build_gateway(
             return dialects.scores(engine, outputs.logits, wanted.function_to_apply, wanted.top_k)
 
         return await scored(request, InferenceRequest, answer)
+
+    if explainer is not None and settings.explain:
+        explanations = Explanations(explainer, settings.explain_queue)
+        problems = _problems({**_STATUSES, 501: "The model is of a kind that cannot be explained."})
+        add_explain_route(app, explanations, engine.spec, {"model": name, "version": version}, answered, problems)
 
     @app.get("/info", summary="The model, in the shape of text-embeddings-inference")
     async def info() -> Response:

@@ -19,6 +19,7 @@ from prometheus_client import (
 from serve.batching import BatchReport
 
 _LATENCIES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_EXPLANATIONS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LABELS = ("model", "version", "replica")
 
@@ -48,14 +49,17 @@ class ServeMetrics:
         self._batch_seconds = Histogram(
             "shoal_batch_seconds", "Seconds to compute a batch.", _LABELS, buckets=_LATENCIES, registry=registry
         ).labels(*own)
+        self._explanations = Histogram(
+            "shoal_explanation_seconds", "Seconds to an explanation.", _LABELS, buckets=_EXPLANATIONS, registry=registry
+        ).labels(*own)
         gauge = Gauge("shoal_queued_requests", "Requests waiting or computed now.", _LABELS, registry=registry)
         gauge.labels(*own).set_function(queued)
 
-    def request(self, status: int, seconds: float) -> None:
-        """Counts an answered request."""
+    def request(self, status: int, seconds: float, *, explanation: bool = False) -> None:
+        """Counts an answered request. Explanations take long, so their seconds are kept apart."""
         self._requests.labels(*self._own, str(status)).inc()
         if status == 200:
-            self._latency.observe(seconds)
+            (self._explanations if explanation else self._latency).observe(seconds)
 
     def classified(self, texts: int, truncated: int) -> None:
         """Counts the texts of a request."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from upath import UPath
@@ -12,6 +12,9 @@ from models.engine import Engine
 from models.settings import InputError
 from models.spec import SPEC
 from serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from models.explaining import Explainer
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,17 @@ class ServedModel:
             engine = self._load(wanted, folder, settings, threads)
         warm_up(engine, settings.batch_tokens)
         return engine
+
+    def load_explainer(self, settings: ServeSettings) -> "Explainer":
+        """What explains its answers: the classifier in torch, whatever engine answers. It imports torch.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        from models.explaining import Explainer
+
+        with local_copy(self.torch) as folder:
+            return Explainer(folder, self.temperature, threads=max(1, round(settings.cpus)))
 
     def _load(self, wanted: str, folder: Path, settings: ServeSettings, threads: int) -> Engine:
         if wanted == "onnx":

@@ -95,30 +95,39 @@ class RequestShape:
         wanted = '{"texts": [["...", "..."], ...]}' if self.pair else '{"texts": ["...", ...]}'
         where = _path(error["loc"])
         match error["type"]:
-            case "json_invalid":
-                reason = str(error.get("ctx", {}).get("error", error["msg"]))
-                if "hex escape" in reason:
-                    return ProblemError(
-                        422, f"A \\u escape is half of a surrogate pair, which is no character: {reason}."
-                    )
-                return ProblemError(
-                    400, f"The request's body cannot be read as JSON in UTF-8: {reason}; send {wanted}."
-                )
-            case "missing":
-                return ProblemError(422, f"The field texts is missing; send {wanted}.")
-            case "extra_forbidden":
-                return ProblemError(422, f"{where} is no field of a request; send {wanted}.")
             case "too_long" if where == "texts":
                 return ProblemError(422, f"texts holds more than {self.max_texts} texts; send fewer at a time.")
             case "too_short" if where == "texts":
                 return ProblemError(422, "texts is empty; send at least one text.")
             case "too_long" | "too_short":
                 return ProblemError(422, f"{where} must be a list of two texts, [text, partner].")
-        given = _JSON_NAMES.get(type(error["input"]), "null" if error["input"] is None else "an object")
-        if not error["loc"]:
-            return ProblemError(422, f"The request's body must be an object, not {given}; send {wanted}.")
         right = {0: "a list", 1: "a list of two texts, [text, partner]" if self.pair else "a string"}
-        return ProblemError(422, f"{where} must be {right.get(len(error['loc']) - 1, 'a string')}, not {given}.")
+        return shape_problem(error, wanted, right.get(len(error["loc"]) - 1, "a string"))
+
+
+def shape_problem(error: ErrorDetails, wanted: str, right: str) -> ProblemError:
+    """What is wrong with a body that cannot be read as JSON, or has not the fields or types that are asked for.
+
+    Args:
+        error: as pydantic tells it.
+        wanted: an example of a body.
+        right: what the value at that place must be, "a string" for example.
+    """
+    where = _path(error["loc"])
+    match error["type"]:
+        case "json_invalid":
+            reason = str(error.get("ctx", {}).get("error", error["msg"]))
+            if "hex escape" in reason:
+                return ProblemError(422, f"A \\u escape is half of a surrogate pair, which is no character: {reason}.")
+            return ProblemError(400, f"The request's body cannot be read as JSON in UTF-8: {reason}; send {wanted}.")
+        case "missing":
+            return ProblemError(422, f"The field {where} is missing; send {wanted}.")
+        case "extra_forbidden":
+            return ProblemError(422, f"{where} is no field of a request; send {wanted}.")
+    given = _JSON_NAMES.get(type(error["input"]), "null" if error["input"] is None else "an object")
+    if not error["loc"]:
+        return ProblemError(422, f"The request's body must be an object, not {given}; send {wanted}.")
+    return ProblemError(422, f"{where} must be {right}, not {given}.")
 
 
 def _path(location: Sequence[int | str]) -> str:

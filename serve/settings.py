@@ -67,6 +67,10 @@ class ServeSettings(Settings):
         None, description="Where no class is answered; single-label columns only. By default the likeliest always is."
     )
     max_windows: int = Field(16, ge=2, description="Windows of one text at most.")
+    explain: bool = Field(True, description="Whether there is /v1/explain: which words of a text speak for a label.")
+    explain_queue: int = Field(
+        4, ge=0, description="Explanations that wait at a replica at most, while one is computed; beyond them, 429."
+    )
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "ServeSettings":
