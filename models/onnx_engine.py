@@ -21,7 +21,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from models.engine import Encoded, Engine, FloatArray
-from models.settings import InputError, Settings, first_line
+from models.settings import InputError, Settings, first_line, read_settings
 from models.spec import ClassifierSpec, read_spec
 
 MODEL = "model.onnx"
@@ -86,7 +86,7 @@ def load_onnx_engine(folder: Path, *, threads: int = 1, temperature: Mapping[str
     Raises:
         InputError: the folder holds none, or one of its files is missing or not the one that was written.
     """
-    notes = _read_notes(folder)
+    notes = read_settings(OnnxNotes, folder / NOTES, "exported classifier")
     for name, expected in notes.sha256.items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name} is missing; export the classifier anew.")
@@ -104,15 +104,6 @@ def load_onnx_engine(folder: Path, *, threads: int = 1, temperature: Mapping[str
     except Exception as error:  # Both libraries raise bare ones.
         raise InputError(f"{folder} holds no classifier that can be loaded: {first_line(error)}") from error
     return OnnxEngine(session, tokenizer, read_spec(folder), notes, temperature or {})
-
-
-def _read_notes(folder: Path) -> OnnxNotes:
-    try:
-        return OnnxNotes.model_validate_json((folder / NOTES).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no exported classifier: there is no {NOTES} in it.") from error
-    except ValueError as error:
-        raise InputError(f"{folder / NOTES} is damaged: copy or make it again.") from error
 
 
 def digest(file: Path) -> str:

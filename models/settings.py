@@ -1,5 +1,6 @@
 """The base of every settings model, and the error that tells a user what to mend."""
 
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +14,20 @@ Precision = Literal["bf16", "fp16", "fp32"]
 
 class InputError(Exception):
     """A mistake in what the user gave (data, recipe, request): one sentence that says what and where."""
+
+
+def read_settings(kind: type[Part], file: Path, what: str) -> Part:
+    """The settings that a JSON file holds; `what` its folder has where it has the file.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    try:
+        return kind.model_validate_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{file.parent} holds no {what}: there is no {file.name} in it.") from error
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: copy or make it again.") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.labels import LabelColumn, spans
-from models.settings import InputError, Settings
+from models.settings import Settings, read_settings
 from models.text import TextSettings
 
 SPEC = "classifier.json"
@@ -49,9 +49,4 @@ def read_spec(folder: Path) -> ClassifierSpec:
     Raises:
         InputError: there is none, or it is damaged.
     """
-    try:
-        return ClassifierSpec.model_validate_json((folder / SPEC).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no classifier: there is no {SPEC} in it.") from error
-    except ValueError as error:
-        raise InputError(f"{folder / SPEC} is damaged: copy or make it again.") from error
+    return read_settings(ClassifierSpec, folder / SPEC, "classifier")

@@ -22,7 +22,7 @@ from models.onnx_engine import OnnxPrecision, load_onnx_engine
 from models.onnx_export import export_onnx
 from models.settings import InputError, Precision, Settings
 from models.torch_engine import load_torch_engine
-from pipelines.evaluating.scoring import encode_rows, label_arrays
+from pipelines.evaluating.scoring import encode_rows, encoded_columns, label_arrays
 from pipelines.exporting.comparing import Compared, compare, folder_bytes
 from pipelines.prepared import Prepared
 from pipelines.report import Section, Table, Text, render
@@ -106,8 +106,8 @@ def _compare(
     task: Task, prepared: Prepared, model: Path, exported: dict[str, Path], temperature: dict[str, float]
 ) -> list[Compared]:
     columns = prepared.index.labels
-    inputs = ["input_ids", *(["token_type_ids"] if prepared.index.pair else []), "truncated"]
-    rows = prepared.read_split("validation", [*inputs, *(f"label:{column.name}" for column in columns)])
+    wanted = [*encoded_columns(prepared), *(f"label:{column.name}" for column in columns)]
+    rows = prepared.read_split("validation", wanted)
     rows = rows.slice(0, task.settings.max_texts)  # The order is a shuffled one.
     engines = [
         load_torch_engine(model, precision=task.settings.precision, threads=1, temperature=temperature),

@@ -56,8 +56,6 @@ class BatchReport:
     padded_tokens: int
     """What was computed: texts times the longest, where they are padded."""
     seconds: float
-    waited: tuple[float, ...] = ()
-    """Seconds from its request's coming to the batch's start, for each text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,6 @@ class Load:
 class _Request:
     answered: "asyncio.Future[FloatArray]"
     rows: list[FloatArray | None]
-    came: float
     deadline: float | None
     missing: int = field(init=False)
 
@@ -193,11 +190,10 @@ class Batcher:
             raise ValueError("a request has at least one text")
         loop = asyncio.get_running_loop()
         tokens = sum(len(item.ids) for item in items)
-        now = self._clock()
         own = tokens / self._tokens_per_second if self._tokens_per_second else 0.0
-        if deadline is not None and now + self.wait_s + own > deadline:
+        if deadline is not None and self._clock() + self.wait_s + own > deadline:
             raise self._refusal(late=True)
-        request = _Request(loop.create_future(), [None] * len(items), now, deadline)
+        request = _Request(loop.create_future(), [None] * len(items), deadline)
         self._submitted, self._submitted_tokens = self._submitted + 1, self._submitted_tokens + tokens
         self._tokens += tokens
         self._waiting.extend(_Text(item, request, position) for position, item in enumerate(items))
@@ -283,5 +279,4 @@ class Batcher:
         speed = sum(lengths) / max(seconds, 1e-6)
         self._tokens_per_second = 0.8 * self._tokens_per_second + 0.2 * speed if self._tokens_per_second else speed
         computed = sum(lengths) if self._max_padding is None else len(batch) * max(lengths)
-        waited = tuple(started - text.request.came for text in batch)
-        self.report(BatchReport(len(batch), sum(lengths), computed, seconds, waited))
+        self.report(BatchReport(len(batch), sum(lengths), computed, seconds))

@@ -73,7 +73,7 @@ def score(prepared: Prepared, splits: Sequence[str], model: UPath, precision: Pr
             used: str = engine.precision
             done, started = 0, time.monotonic()
             for split in splits:
-                encoded = encode_rows(prepared.read_split(split, _encoded_columns(prepared)))
+                encoded = encode_rows(prepared.read_split(split, encoded_columns(prepared)))
                 logits[split][:] = engine.logits(encoded, progress=partial(_advance, step, done))
                 done += len(encoded)
         else:
@@ -124,7 +124,7 @@ def _score_chunks(
     folder: str, split: str, chunks: range, model: str, precision: Precision
 ) -> tuple[npt.NDArray[np.float32], str]:
     prepared = _prepared(folder)
-    tables = [prepared.read_chunk(split, chunk, _encoded_columns(prepared)) for chunk in chunks]
+    tables = [prepared.read_chunk(split, chunk, encoded_columns(prepared)) for chunk in chunks]
     engine = _engine(model, precision)
     return engine.logits(encode_rows(pa.concat_tables(tables))), engine.precision
 
@@ -154,7 +154,8 @@ def label_arrays(rows: pa.Table, columns: Sequence[LabelColumn]) -> dict[str, np
     return {column.name: read_labels(rows[f"label:{column.name}"], column) for column in columns}
 
 
-def _encoded_columns(prepared: Prepared) -> list[str]:
+def encoded_columns(prepared: Prepared) -> list[str]:
+    """What `encode_rows` needs of prepared rows."""
     return ["input_ids", *(["token_type_ids"] if prepared.index.pair else []), "truncated"]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from models.engine import Encoded, Engine, FloatArray
 from models.labels import LabelColumn, spans
-from pipelines.metrics import decide, decision_metrics, labelled, truth
+from pipelines.metrics import column_metrics, decide
 
 _TIMED_TEXTS = 200
 _ROUND_S = 1.0
@@ -93,11 +93,8 @@ def _agreement(logits: FloatArray, reference: FloatArray, columns: Sequence[Labe
 def _macro_f1(logits: FloatArray, labels: Mapping[str, Any], columns: Sequence[LabelColumn]) -> dict[str, float]:
     found = {}
     for column, span in spans(columns):
-        has = labelled(labels[column.name])
-        if has.any():
-            decided = decide(logits[has, span], column.multi)
-            right = truth(labels[column.name][has])
-            found[column.name] = decision_metrics(decided, right, len(column.classes))["macro_f1"]
+        if metrics := column_metrics(logits[:, span], labels[column.name], column.multi):
+            found[column.name] = metrics["macro_f1"]
     return found
 
 
