@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from models.engine import Answer, Encoded, Engine, FloatArray
 from serve.batching import Batcher, QueueFullError
+from serve.drift import DriftMonitor
 from serve.metrics import ServeMetrics
 from serve.problems import ProblemError
 from serve.settings import ServeSettings
@@ -27,17 +28,20 @@ class Outputs:
     encoded: list[Encoded]
     logits: FloatArray
     """[texts, classes of all label columns]."""
+    answers: list[Answer]
+    """What the logits say."""
 
 
 class Answerer:
     """The way of every request's texts through one replica, whatever shape it came in."""
 
-    def __init__(self, engine: Engine, settings: ServeSettings, metrics: ServeMetrics) -> None:
+    def __init__(self, engine: Engine, settings: ServeSettings, metrics: ServeMetrics, drift: DriftMonitor) -> None:
         self.engine = engine
         self.batcher = Batcher(
             engine.forward, settings.batch_tokens, settings.max_queued, engine.max_padding, metrics.batch
         )
         self._metrics = metrics
+        self._drift = drift
         self._encoder, self._long_encoder = ThreadPoolExecutor(1, "encode"), ThreadPoolExecutor(1, "encode-long")
 
     @contextlib.contextmanager
@@ -59,11 +63,9 @@ class Answerer:
         encoded = await self._encode(texts, pairs)
         logits = await self.batcher.submit(encoded)
         self._metrics.classified(len(encoded), sum(item.truncated for item in encoded))
-        return Outputs(encoded, logits)
-
-    def answers(self, outputs: Outputs) -> list[Answer]:
-        """What the outputs say."""
-        return self.engine.answers(outputs.encoded, outputs.logits)
+        outputs = Outputs(encoded, logits, self.engine.answers(encoded, logits))
+        self._drift.observe(encoded, outputs.answers)
+        return outputs
 
     async def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Encoded]:
         lengths = [len(text) for text in texts]

@@ -49,6 +49,8 @@ class BatchReport:
     padded_tokens: int
     """What was computed: texts times the longest, where they are padded."""
     seconds: float
+    waits: tuple[float, ...] = ()
+    """Seconds from submit to the start of this batch, of each request whose first text is in it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +58,8 @@ class _Request:
     answered: "asyncio.Future[FloatArray]"
     rows: list[FloatArray | None]
     missing: int = field(init=False)
+    submitted: float = field(default_factory=time.perf_counter)
+    started: bool = False
 
     def __post_init__(self) -> None:
         self.missing = len(self.rows)
@@ -103,6 +107,11 @@ class Batcher:
     def queued(self) -> int:
         """Requests not yet answered."""
         return self._requests
+
+    @property
+    def tokens(self) -> int:
+        """Tokens waiting or computed now."""
+        return self._tokens
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -154,6 +163,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while batch := self._next_batch():
             started = time.perf_counter()
+            waits = _waits(batch, started)
             try:
                 outputs = await loop.run_in_executor(self._thread, self._compute, [text.item for text in batch])
             except Exception as error:
@@ -161,7 +171,7 @@ class Batcher:
                     if not text.request.answered.done():
                         text.request.answered.set_exception(error)
                 continue
-            self._deliver(batch, outputs, time.perf_counter() - started)
+            self._deliver(batch, outputs, time.perf_counter() - started, waits)
 
     def _next_batch(self) -> list[_Text]:
         """Takes the longest waiting text and its batch out of the queue; empty when nothing waits."""
@@ -190,7 +200,7 @@ class Batcher:
                 tokens += len(text.item.ids)
         return turn
 
-    def _deliver(self, batch: Sequence[_Text], outputs: FloatArray, seconds: float) -> None:
+    def _deliver(self, batch: Sequence[_Text], outputs: FloatArray, seconds: float, waits: tuple[float, ...]) -> None:
         for text, row in zip(batch, outputs, strict=True):
             request = text.request
             request.rows[text.position] = row
@@ -201,4 +211,14 @@ class Batcher:
         speed = sum(lengths) / max(seconds, 1e-6)
         self._tokens_per_second = 0.8 * self._tokens_per_second + 0.2 * speed if self._tokens_per_second else speed
         computed = sum(lengths) if self._max_padding is None else len(batch) * max(lengths)
-        self.report(BatchReport(len(batch), sum(lengths), computed, seconds))
+        self.report(BatchReport(len(batch), sum(lengths), computed, seconds, waits))
+
+
+def _waits(batch: Sequence[_Text], now: float) -> tuple[float, ...]:
+    """How long the requests have waited of which nothing was computed before this batch."""
+    found = []
+    for text in batch:
+        if not text.request.started:
+            text.request.started = True
+            found.append(now - text.request.submitted)
+    return tuple(found)

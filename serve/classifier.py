@@ -28,6 +28,7 @@ class Classifier:
             name=model.name,
             version=model.version,
             card=model.card,
+            reference=model.reference,
             replica=replica,
             other_metrics=exchange.others,
         )

@@ -21,6 +21,7 @@ from models.engine import Engine
 from serve import dialects
 from serve.answering import Answerer, Outputs
 from serve.dialects import InferenceRequest, PredictRequest, Score
+from serve.drift import DriftMonitor
 from serve.metrics import ServeMetrics, merged
 from serve.problems import MEDIA_TYPE, ProblemError
 from serve.schemas import ClassifyResponse, Problem, RequestShape, answers_as_json
@@ -45,6 +46,7 @@ def build_gateway(
     name: str,
     version: str,
     card: dict[str, Any] | None = None,
+    reference: Mapping[str, Any] | None = None,
     replica: str = "local",
     other_metrics: Callable[[], Awaitable[Iterable[str]]] | None = None,
 ) -> FastAPI:
@@ -56,11 +58,26 @@ def build_gateway(
         name: the model's name.
         version: the fingerprint of its artifact.
         card: what `/v1/model` tells besides (metrics, lineage).
+        reference: what `evaluate` found of texts and answers (`models.drift.Reference`), to tell drift by.
         replica: names this process in the metrics.
         other_metrics: the metrics pages of the replicas beside this one.
+
+    Raises:
+        InputError: the reference is damaged, or another classifier's.
     """
-    metrics = ServeMetrics(name, version, replica, lambda: answerer.batcher.queued)
-    answerer = Answerer(engine, settings, metrics)
+    release = importlib.metadata.version("shoal")
+    metrics = ServeMetrics(
+        name,
+        version,
+        replica,
+        lambda: answerer.batcher.queued,
+        queued_tokens=lambda: answerer.batcher.tokens,
+        min_replicas=settings.min_replicas,
+        build={"release": release, "engine": engine.name, "precision": engine.precision, "device": engine.device},
+    )
+    drift = DriftMonitor(engine, settings.drift, (name, version, replica), reference)
+    metrics.register(drift)
+    answerer = Answerer(engine, settings, metrics, drift)
     shape = RequestShape.of(pair=engine.spec.pair, max_texts=settings.max_texts)
     about = _finite({**(card or {}), **_about(engine, name, version)})
     app = FastAPIOffline(
@@ -101,7 +118,7 @@ def build_gateway(
     async def classify(request: Request) -> Response:
         async def answer(body: bytes) -> Response:
             outputs = await answerer.compute(*shape.parse(body))
-            results = answers_as_json(answerer.answers(outputs))
+            results = answers_as_json(outputs.answers)
             return JSONResponse({"model": name, "version": version, "results": results})
 
         return await answered(request, answer)
@@ -151,7 +168,7 @@ def build_gateway(
 
     @app.get("/info", summary="The model, in the shape of text-embeddings-inference")
     async def info() -> Response:
-        return JSONResponse(dialects.information(engine, settings, name, version, importlib.metadata.version("shoal")))
+        return JSONResponse(dialects.information(engine, settings, name, version, release))
 
     @app.get("/health", summary="Whether this replica can answer", response_class=Response)
     async def health() -> Response:

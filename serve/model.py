@@ -32,6 +32,8 @@ class ServedModel:
     """By label column, what its logits are divided by."""
     card: dict[str, Any] = field(default_factory=dict)
     """What `/v1/model` tells besides (`metrics`, `lineage`); plain JSON types."""
+    reference: dict[str, Any] | None = None
+    """What texts and answers looked like in its evaluation (`models.drift.Reference`); plain JSON types."""
 
     def check(self, settings: ServeSettings) -> None:
         """Refuses what could not be served.

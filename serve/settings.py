@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from models.settings import Precision, Settings
+from serve.drift import DriftSettings
 
 
 class ServeSettings(Settings):
@@ -34,6 +35,7 @@ class ServeSettings(Settings):
     max_body_bytes: int = Field(2_000_000, ge=1024, description="Bytes of a request's body at most.")
     body_timeout_s: float = Field(10.0, gt=0, description="Seconds a client has to send its body.")
     max_queued: int = Field(512, ge=1, description="Requests in progress at a replica at most; beyond them, 429.")
+    drift: DriftSettings = DriftSettings()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "ServeSettings":
