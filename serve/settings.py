@@ -35,7 +35,7 @@ class ServeSettings(Settings):
     max_body_bytes: int = Field(2_000_000, ge=1024, description="Bytes of a request's body at most.")
     body_timeout_s: float = Field(10.0, gt=0, description="Seconds a client has to send its body.")
     max_queued: int = Field(512, ge=1, description="Requests in progress at a replica at most; beyond them, 429.")
-    drift: DriftSettings = DriftSettings()
+    drift: DriftSettings = Field(DriftSettings(), description="How texts are compared with the evaluation's.")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "ServeSettings":

@@ -1,18 +1,14 @@
 """The metrics page tells what was answered, and how far it is from what the classifier was evaluated on."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
 from models import drift
-from models.drift import make_reference
 from models.engine import Answer, Engine, Prediction
 from models.labels import LabelColumn
 from models.settings import InputError
@@ -21,7 +17,7 @@ from serve.drift import DriftMonitor, DriftSettings
 from serve.gateway import build_gateway
 from serve.settings import ServeSettings
 from tests.serve.endpoint import running
-from tests.small_classifiers import CORPUS, SENTIMENT, TOPICS, make_classifier
+from tests.small_classifiers import CORPUS, SENTIMENT, TOPICS, make_classifier, reference_by
 
 SETTINGS = ServeSettings(max_texts=64, drift=DriftSettings(window_texts=40, min_texts=30))
 LIKE_THEM, OTHERS = CORPUS * 10, ["zzz qqq"] * 44
@@ -30,18 +26,6 @@ LIKE_THEM, OTHERS = CORPUS * 10, ["zzz qqq"] * 44
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return load_torch_engine(make_classifier(tmp_path_factory.mktemp("served"), (SENTIMENT, TOPICS)), precision="fp32")
-
-
-def reference_by(engine: Engine, texts: Sequence[str]) -> dict[str, Any]:
-    """What an evaluation on the texts would leave."""
-    encoded = engine.encode(texts)
-    logits = engine.logits(encoded)
-    found = engine.probabilities(logits)
-    decided = {"sentiment": found["sentiment"].argmax(axis=1), "topics": found["topics"] >= 0.5}
-    confidence = {name: values.max(axis=1) for name, values in found.items()}
-    lengths = np.array([len(item.ids) for item in encoded])
-    unknown = sum(item.ids.count(1) for item in encoded)
-    return make_reference(engine.spec.labels, decided, confidence, lengths, unknown, "validation").model_dump()
 
 
 def samples(page: str, **labels: str) -> dict[str, dict[str, float]]:
