@@ -103,10 +103,10 @@ def naive(texts: Sequence[tuple[int, int, int, float, set[int]]]) -> Tally:
 
 @given(TEXTS, st.integers(1, 60))
 def test_a_window_counts_the_last_texts(texts: list[tuple[int, int, int, float, set[int]]], size: int) -> None:
-    window = Window([4, 3], size)
+    window, step = Window([4, 3], size), max(1, size // 10)
     for number, (tokens, unknown, topic, confidence, tags) in enumerate(texts, start=1):
         window.add(tokens, unknown, [((topic,), confidence), (sorted(tags), confidence)])
-        assert min(number, size) <= window.counts().texts <= size + max(1, size // 10)
+        assert min(number, size) <= window.counts().texts <= -(-size // step) * step + step - 1
     held = window.counts().texts
     assert window.counts() == naive(texts[len(texts) - held :])
     assert window.totals() == naive(texts)
