@@ -2,16 +2,12 @@
 
 No labels are needed: what is compared are the predicted labels, how sure the classifier is of them, the texts' lengths
 and the share of tokens that the vocabulary lacks. `Reference` holds their distributions on the validation split (made
-by `evaluate`), `Window` those of the last texts answered, `compare` tells how far the two are apart, by the population
-stability index, and how far they would be by chance.
-
-Counting a text costs the same whatever the window; a comparison takes time by the bins alone.
+by `evaluate`), a `Window` (`models.window`) those of the last texts answered; `compare` tells how far the two are
+apart, by the population stability index, and how far they would be by chance. It takes time by the bins alone.
 """
 
 import math
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +16,7 @@ from pydantic import Field
 
 from models.labels import LabelColumn
 from models.settings import Settings
-
-CONFIDENCE_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Upper edges, each within its bin; the last bin has what is above."""
-
-LENGTH_EDGES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
-"""The same for tokens of a text, special tokens included: finer where texts are short and a few tokens are much."""
+from models.window import CONFIDENCE_BINS, CONFIDENCE_EDGES, LENGTH_BINS, LENGTH_EDGES, Tally
 
 EPSILON = 1e-4
 """What an empty bin is taken to hold."""
@@ -39,11 +30,8 @@ OTHER = "_other_"
 NONE = "_none_"
 """A text of which no class holds (multi-label), or of which the model gave no finite numbers."""
 
-_STEPS = 10
 _Z = 2.3263
 """The normal distribution's 0.99 quantile."""
-
-_BINS = {"confidence": len(CONFIDENCE_EDGES) + 1, "length": len(LENGTH_EDGES) + 1}
 
 
 class ColumnReference(Settings):
@@ -51,7 +39,7 @@ class ColumnReference(Settings):
 
     labels: dict[str, float]
     """By class, and for NONE, its share of all labels given."""
-    confidence: tuple[float, ...] = Field(min_length=_BINS["confidence"], max_length=_BINS["confidence"])
+    confidence: tuple[float, ...] = Field(min_length=CONFIDENCE_BINS, max_length=CONFIDENCE_BINS)
     """Shares by the likeliest class's calibrated probability, between CONFIDENCE_EDGES."""
 
 
@@ -61,7 +49,7 @@ class Reference(Settings):
     split: str
     texts: int = Field(ge=1)
     columns: dict[str, ColumnReference]
-    lengths: tuple[float, ...] = Field(min_length=_BINS["length"], max_length=_BINS["length"])
+    lengths: tuple[float, ...] = Field(min_length=LENGTH_BINS, max_length=LENGTH_BINS)
     """Shares by tokens of a text, between LENGTH_EDGES."""
     unknown_tokens: float
     """The share of tokens that are the tokenizer's unknown one."""
@@ -177,103 +165,6 @@ class LabelBins:
         return found
 
 
-@dataclass(slots=True)
-class ColumnTally:
-    """Counts of one label column."""
-
-    labels: list[int]
-    confidence: list[int]
-    confidence_sum: float = 0.0
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts of texts and of what was said of them."""
-
-    columns: list[ColumnTally]
-    lengths: list[int]
-    texts: int = 0
-    tokens: int = 0
-    unknown: int = 0
-
-    @classmethod
-    def empty(cls, label_bins: Sequence[int]) -> "Tally":
-        """Nothing counted yet; `label_bins` says how many bins each label column has."""
-        columns = [ColumnTally([0] * bins, [0] * _BINS["confidence"]) for bins in label_bins]
-        return cls(columns, [0] * _BINS["length"])
-
-    def add(self, other: "Tally") -> None:
-        """Adds another's counts to these."""
-        for own, given in zip(self.columns, other.columns, strict=True):
-            own.labels = _added(own.labels, given.labels)
-            own.confidence = _added(own.confidence, given.confidence)
-            own.confidence_sum += given.confidence_sum
-        self.lengths = _added(self.lengths, other.lengths)
-        self.texts += other.texts
-        self.tokens += other.tokens
-        self.unknown += other.unknown
-
-
-def _added(first: Sequence[int], second: Sequence[int]) -> list[int]:
-    return [one + other for one, other in zip(first, second, strict=True)]
-
-
-class Window:
-    """Counts of the last `texts` texts, in steps of a tenth: it holds up to a tenth more before the oldest are let go.
-
-    Nothing is kept of a text but the bins it is counted in: O(1) a text, O(bins) of memory.
-
-    Args:
-        label_bins: how many bins each label column has.
-        texts: how many it holds.
-    """
-
-    def __init__(self, label_bins: Sequence[int], texts: int) -> None:
-        self._label_bins = tuple(label_bins)
-        self._step = max(1, texts // _STEPS)
-        self._full: deque[Tally] = deque()
-        self._kept = -(-texts // self._step)
-        self._now = Tally.empty(label_bins)
-        self._gone = Tally.empty(label_bins)
-
-    def add(self, tokens: int, unknown: int, said: Iterable[tuple[Sequence[int], float]]) -> None:
-        """Counts a text: its tokens, how many are unknown, and for each label column the bins of its labels and the
-        likeliest one's probability.
-        """
-        now = self._now
-        now.texts += 1
-        now.tokens += tokens
-        now.unknown += unknown
-        now.lengths[bisect_left(LENGTH_EDGES, tokens)] += 1
-        for column, (labels, confidence) in zip(now.columns, said, strict=True):
-            for label in labels:
-                column.labels[label] += 1
-            column.confidence[bisect_left(CONFIDENCE_EDGES, confidence)] += 1
-            column.confidence_sum += confidence
-        if now.texts == self._step:
-            self._turn()
-
-    def _turn(self) -> None:
-        self._full.append(self._now)
-        self._now = Tally.empty(self._label_bins)
-        if len(self._full) > self._kept:
-            self._gone.add(self._full.popleft())
-
-    def counts(self) -> Tally:
-        """Of the texts in the window."""
-        return self._sum()
-
-    def totals(self) -> Tally:
-        """Of all texts ever counted."""
-        return self._sum(self._gone)
-
-    def _sum(self, *more: Tally) -> Tally:
-        found = Tally.empty(self._label_bins)
-        for part in (*more, *self._full, self._now):
-            found.add(part)
-        return found
-
-
 @dataclass(frozen=True)
 class Shift:
     """How far one signal is from the reference."""
@@ -293,9 +184,7 @@ def compare(reference: Reference, bins: Mapping[str, LabelBins], counts: Tally) 
     for (name, column_bins), counted in zip(bins.items(), counts.columns, strict=True):
         own = reference.columns[name]
         found.append(_shift("labels", name, column_bins.expected(own), counted.labels, reference.texts, counts.texts))
-        found.append(
-            _shift("confidence", name, own.confidence, counted.confidence, reference.texts, counts.texts),
-        )
+        found.append(_shift("confidence", name, own.confidence, counted.confidence, reference.texts, counts.texts))
     return [*found, _shift("length", "", reference.lengths, counts.lengths, reference.texts, counts.texts)]
 
 

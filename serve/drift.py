@@ -1,6 +1,6 @@
 """What a replica says of its answers and of drift, on its metrics page.
 
-A replica counts what it answers in a window of its own (`models.drift`); the numbers are made when the page is asked
+A replica counts what it answers in a window of its own (`models.window`); the numbers are made when the page is asked
 for, never on the way of a request. Without a reference (a classifier that was served without `evaluate`) the answers
 are counted all the same.
 """
@@ -15,18 +15,16 @@ from prometheus_client.registry import Collector
 from pydantic import Field, model_validator
 
 from models.drift import (
-    CONFIDENCE_EDGES,
     NONE,
     LabelBins,
     Reference,
-    Tally,
-    Window,
     compare,
     unknown_difference,
     unknown_share,
 )
 from models.engine import Answer, Encoded, Engine, Prediction
 from models.settings import InputError, Settings
+from models.window import CONFIDENCE_EDGES, Tally, Window
 
 _LABELS = ("model", "version", "replica")
 
@@ -83,9 +81,9 @@ class DriftMonitor(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics as they are now."""
         with self._lock:
-            counts, totals = self._window.counts(), self._window.totals()
+            counts, totals, sums = self._window.counts(), self._window.totals(), list(self._window.confidence_sums)
         yield self._predictions(totals)
-        yield self._confidence(totals)
+        yield self._confidence(totals, sums)
         yield self._gauge("shoal_drift_texts", "Texts in the window that is compared with the reference.", counts.texts)
         if counts.texts:
             text = "Share of the window's tokens that the vocabulary lacks."
@@ -101,14 +99,14 @@ class DriftMonitor(Collector):
                 family.add_metric((*self._own, name, label), count)
         return family
 
-    def _confidence(self, totals: Tally) -> Metric:
+    def _confidence(self, totals: Tally, sums: Sequence[float]) -> Metric:
         text = "Calibrated probability of the likeliest class."
         family = HistogramMetricFamily("shoal_confidence", text, labels=(*_LABELS, "column"))
-        for name, column in zip(self._bins, totals.columns, strict=True):
+        for name, column, total in zip(self._bins, totals.columns, sums, strict=True):
             edges = [*(str(edge) for edge in CONFIDENCE_EDGES), "1.0"]
             below = list(accumulate(column.confidence))
             buckets = [*zip(edges, below, strict=True), ("+Inf", below[-1])]
-            family.add_metric((*self._own, name), buckets, column.confidence_sum)
+            family.add_metric((*self._own, name), buckets, total)
         return family
 
     def _drift(self, reference: Reference, counts: Tally) -> Iterator[Metric]:

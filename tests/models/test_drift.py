@@ -15,14 +15,10 @@ from tokenizers import Tokenizer, models
 
 from models import drift
 from models.drift import (
-    CONFIDENCE_EDGES,
-    LENGTH_EDGES,
     NONE,
     OTHER,
     LabelBins,
     Reference,
-    Tally,
-    Window,
     compare,
     make_reference,
     psi,
@@ -33,6 +29,7 @@ from models.drift import (
 )
 from models.engine import unknown_id
 from models.labels import LabelColumn
+from models.window import CONFIDENCE_EDGES, LENGTH_EDGES, Tally, Window
 
 TOPIC = LabelColumn(name="topic", classes=("bag", "delay", "food"))
 TAGS = LabelColumn(name="tags", classes=("new", "old"), multi=True)
@@ -95,7 +92,6 @@ def naive(texts: Sequence[tuple[int, int, int, float, set[int]]]) -> Tally:
     for column, labels in zip(tally.columns, ([{t[2]} for t in texts], [t[4] for t in texts]), strict=True):
         column.labels = [sum(bin in said for said in labels) for bin in range(len(column.labels))]
         column.confidence = binned([t[3] for t in texts], CONFIDENCE_EDGES)
-        column.confidence_sum = sum(t[3] for t in texts)
     tally.lengths = binned([t[0] for t in texts], LENGTH_EDGES)
     tally.texts, tally.tokens, tally.unknown = len(texts), sum(t[0] for t in texts), sum(t[1] for t in texts)
     return tally
@@ -110,6 +106,7 @@ def test_a_window_counts_the_last_texts(texts: list[tuple[int, int, int, float, 
     held = window.counts().texts
     assert window.counts() == naive(texts[len(texts) - held :])
     assert window.totals() == naive(texts)
+    assert window.confidence_sums == [sum(t[3] for t in texts)] * 2
 
 
 def test_a_window_needs_no_more_memory_for_more_texts() -> None:
