@@ -6,6 +6,7 @@ and compute in another; `classify` is all of them. How a batch is computed is an
 given.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,11 @@ class Engine(ABC):
         self.pad_id = pad_id
         self._uses_type_ids = uses_type_ids
         self._temperature = dict(temperature)
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token for what the vocabulary lacks; None where it lacks nothing."""
+        return unknown_id(self._tokenizer)
 
     @abstractmethod
     def forward(self, batch: Sequence[Encoded]) -> FloatArray:
@@ -231,6 +237,14 @@ class Engine(ABC):
         """The answer for each text, in the order given; see `encode` for what it raises."""
         encoded = self.encode(texts, pairs)
         return self.answers(encoded, self.logits(encoded))
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id of the tokenizer's unknown token; None where it has none, as one that goes down to bytes."""
+    model = json.loads(tokenizer.to_str())["model"]
+    token = model.get("unk_token")
+    found: int | None = model.get("unk_id") if token is None else tokenizer.token_to_id(token)
+    return found
 
 
 def _probabilities(logits: FloatArray, column: LabelColumn) -> FloatArray:

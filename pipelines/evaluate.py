@@ -3,6 +3,8 @@
 Writes into its artifact
 
     metrics.json         everything measured
+    reference.json       what texts and answers look like on the validation split (`models.drift.Reference`), for an
+                         endpoint to tell drift by; on the measured split where there is no validation split
     calibration.json     the temperature of each label column, fitted on the validation split: {column: temperature}
     abstention.json      of each single-label column, for thresholds on the calibrated probability: {column: [{below,
                          answered, accuracy}]}, measured on the validation split
@@ -26,15 +28,16 @@ from models.settings import InputError, Precision, Settings
 from pipelines.evaluating.baseline import measure_baseline
 from pipelines.evaluating.measuring import Evaluation, measure
 from pipelines.evaluating.model_card import write_model_card
+from pipelines.evaluating.reference import measure_reference
 from pipelines.evaluating.report import write_report
-from pipelines.evaluating.scoring import Scored, score
+from pipelines.evaluating.scoring import Scored, Scoring, score
 from pipelines.metrics import check_metric, metric_of, metric_problem
 from pipelines.predicting.predictions import class_names, prediction_columns
 from pipelines.prepared import Prepared
 from pipelines.stage import Task
 
 NAME = "evaluate"
-FORMAT = 3
+FORMAT = 4
 
 WITHOUT_PRETRAINING = "without_pretraining"
 """The fine-tuning of the encoder as it was before the recipe's own pretraining, among the inputs."""
@@ -104,6 +107,7 @@ def run(task: Task) -> dict[str, Any]:
         without_pretraining=_scored_without(task, prepared),
     )
     _write(task, prepared, scored, evaluation)
+    _write_reference(task, prepared, scoring, evaluation)
     _tell(task, columns, evaluation)
     _hold_to_gate(task, columns, evaluation)
     return evaluation.flat()
@@ -168,6 +172,19 @@ def _write(task: Task, prepared: Prepared, scored: Scored, evaluation: Evaluatio
     texts = prepared.read_split(task.settings.split, ["text"])["text"]
     write_report(task, columns, scored, texts, evaluation)
     write_model_card(task, prepared.index, evaluation)
+
+
+def _write_reference(task: Task, prepared: Prepared, scoring: Scoring, evaluation: Evaluation) -> None:
+    split = "validation" if "validation" in scoring.splits else evaluation.split
+    reference = measure_reference(
+        prepared,
+        split,
+        scoring.splits[split].logits,
+        {name: column.temperature for name, column in evaluation.columns.items()},
+        task.inputs["finetune"].path / "model",
+    )
+    with telling_storage_errors(str(task.out)):
+        write_whole(task.out / "reference.json", reference.model_dump_json(indent=2))
 
 
 def _tell(task: Task, columns: tuple[LabelColumn, ...], evaluation: Evaluation) -> None:

@@ -26,6 +26,12 @@ def calibration(evaluated: Artifact) -> dict[str, float]:
     return found
 
 
+def reference(evaluated: Artifact) -> dict[str, Any]:
+    """What texts and answers looked like in the evaluation, for telling drift."""
+    found: dict[str, Any] = json.loads((evaluated.path / "reference.json").read_text(encoding="utf-8"))
+    return found
+
+
 def deploy(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> str:
     """Serves the recipe's classifier; returns the endpoint's URL.
 
@@ -52,6 +58,7 @@ def deploy(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> str:
         temperature=calibration(evaluated),
         thresholds=_thresholds(recipe, evaluated),
         card=card,
+        reference=reference(evaluated),
     )
     return serve_model(recipe.serve, model)
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from models.engine import Answer, Encoded, Engine, FloatArray
 from models.settings import InputError
 from serve.batching import Batcher, QueueFullError
+from serve.drift import DriftMonitor
 from serve.metrics import ServeMetrics
 from serve.problems import ProblemError
 from serve.settings import ServeSettings
@@ -33,6 +34,8 @@ class Outputs:
     """The windows of each text: one, where it is not longer than the model reads."""
     logits: FloatArray
     """[texts, classes of all label columns]."""
+    answers: list[Answer]
+    """What they say; nothing where that is not sure enough."""
 
     @property
     def truncated(self) -> list[bool]:
@@ -44,7 +47,12 @@ class Answerer:
     """The way of every request's texts through one replica, whatever shape it came in."""
 
     def __init__(
-        self, engine: Engine, settings: ServeSettings, metrics: ServeMetrics, thresholds: Mapping[str, float]
+        self,
+        engine: Engine,
+        settings: ServeSettings,
+        metrics: ServeMetrics,
+        drift: DriftMonitor,
+        thresholds: Mapping[str, float],
     ) -> None:
         self.engine = engine
         self._thresholds = thresholds
@@ -58,6 +66,7 @@ class Answerer:
             settings.max_wait_s,
         )
         self._metrics = metrics
+        self._drift = drift
         self._windows = settings.long_texts
         self._max_windows = settings.max_windows
         if engine.spec.pair and settings.long_texts != "truncate":
@@ -101,7 +110,12 @@ class Answerer:
         if len(flat) > len(encoded):
             starts = np.cumsum([0, *(len(windows) for windows in encoded[:-1])])
             logits = self._joined(logits, starts)
-        outputs = Outputs(encoded, logits)
+        answers = self._answers(encoded, logits)
+        # Drift is told by what the model says, as the reference was: before anything is left unanswered.
+        self._drift.observe([windows[0] for windows in encoded], answers)
+        if self._thresholds:
+            answers = [self._abstained(each) for each in answers]
+        outputs = Outputs(encoded, logits, answers)
         self._metrics.classified(len(encoded), sum(outputs.truncated))
         return outputs
 
@@ -114,19 +128,17 @@ class Answerer:
         mean: FloatArray = np.divide(np.add.reduceat(logits, starts), counts[:, None], dtype=np.float32)
         return mean
 
-    def answers(self, outputs: Outputs) -> list[Answer]:
-        """What the outputs say; nothing where they are not sure enough."""
-        by_column = self.engine.probabilities(outputs.logits)
-        found = [
+    def _answers(self, encoded: Sequence[Sequence[Encoded]], logits: FloatArray) -> list[Answer]:
+        by_column = self.engine.probabilities(logits)
+        return [
             self.engine.answer(
                 {name: values[row] for name, values in by_column.items()},
                 tokens=sum(len(window.ids) for window in windows),
                 truncated=windows[-1].truncated,
                 windows=len(windows),
             )
-            for row, windows in enumerate(outputs.encoded)
+            for row, windows in enumerate(encoded)
         ]
-        return [self._abstained(each) for each in found] if self._thresholds else found
 
     def _abstained(self, answer: Answer) -> Answer:
         """The answer without what is below its column's threshold."""

@@ -56,6 +56,8 @@ class BatchReport:
     padded_tokens: int
     """What was computed: texts times the longest, where they are padded."""
     seconds: float
+    waits: tuple[float, ...] = ()
+    """Seconds from submit to the start of this batch, of each request whose first text is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,9 @@ class _Request:
     answered: "asyncio.Future[FloatArray]"
     rows: list[FloatArray | None]
     deadline: float | None
+    submitted: float
     missing: int = field(init=False)
+    started: bool = False
 
     def __post_init__(self) -> None:
         self.missing = len(self.rows)
@@ -193,7 +197,7 @@ class Batcher:
         own = tokens / self._tokens_per_second if self._tokens_per_second else 0.0
         if deadline is not None and self._clock() + self.wait_s + own > deadline:
             raise self._refusal(late=True)
-        request = _Request(loop.create_future(), [None] * len(items), deadline)
+        request = _Request(loop.create_future(), [None] * len(items), deadline, self._clock())
         self._submitted, self._submitted_tokens = self._submitted + 1, self._submitted_tokens + tokens
         self._tokens += tokens
         self._waiting.extend(_Text(item, request, position) for position, item in enumerate(items))
@@ -217,6 +221,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while batch := self._next_batch():
             started = self._clock()
+            waits = _waits(batch, started)
             try:
                 outputs = await loop.run_in_executor(self._thread, self._compute, [text.item for text in batch])
             except Exception as error:
@@ -224,7 +229,7 @@ class Batcher:
                     if not text.request.answered.done():
                         text.request.answered.set_exception(error)
                 continue
-            self._deliver(batch, outputs, started)
+            self._deliver(batch, outputs, self._clock() - started, waits)
 
     def _next_batch(self) -> list[_Text]:
         """Takes the longest waiting text and its batch out of the queue; empty when nothing waits."""
@@ -266,8 +271,7 @@ class Batcher:
         self._refused += 1
         return QueueFullError(min(_MAX_RETRY_S, max(1, math.ceil(self.wait_s))), late=late)
 
-    def _deliver(self, batch: Sequence[_Text], outputs: FloatArray, started: float) -> None:
-        seconds = self._clock() - started
+    def _deliver(self, batch: Sequence[_Text], outputs: FloatArray, seconds: float, waits: tuple[float, ...]) -> None:
         self._busy_s += seconds
         for text, row in zip(batch, outputs, strict=True):
             request = text.request
@@ -279,4 +283,14 @@ class Batcher:
         speed = sum(lengths) / max(seconds, 1e-6)
         self._tokens_per_second = 0.8 * self._tokens_per_second + 0.2 * speed if self._tokens_per_second else speed
         computed = sum(lengths) if self._max_padding is None else len(batch) * max(lengths)
-        self.report(BatchReport(len(batch), sum(lengths), computed, seconds))
+        self.report(BatchReport(len(batch), sum(lengths), computed, seconds, waits))
+
+
+def _waits(batch: Sequence[_Text], now: float) -> tuple[float, ...]:
+    """How long the requests have waited of which nothing was computed before this batch."""
+    found = []
+    for text in batch:
+        if not text.request.started:
+            text.request.started = True
+            found.append(now - text.request.submitted)
+    return tuple(found)

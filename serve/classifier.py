@@ -32,6 +32,7 @@ class Classifier:
             version=model.version,
             card=model.card,
             thresholds=model.thresholds,
+            reference=model.reference,
             replica=replica,
             other_metrics=exchange.others,
             explainer=partial(model.load_explainer, settings),

@@ -21,6 +21,7 @@ from models.engine import Engine
 from serve import dialects
 from serve.answering import Answerer, Outputs
 from serve.dialects import InferenceRequest, PredictRequest, Score
+from serve.drift import DriftMonitor
 from serve.explaining import Explanations, LoadExplainer, add_explain_route
 from serve.metrics import ServeMetrics, merged
 from serve.problems import MEDIA_TYPE, ProblemError
@@ -50,6 +51,7 @@ def build_gateway(
     version: str,
     card: dict[str, Any] | None = None,
     thresholds: Mapping[str, float] | None = None,
+    reference: Mapping[str, Any] | None = None,
     replica: str = "local",
     other_metrics: Callable[[], Awaitable[Iterable[str]]] | None = None,
     explainer: LoadExplainer | None = None,
@@ -63,12 +65,27 @@ def build_gateway(
         version: the fingerprint of its artifact.
         card: what `/v1/model` tells besides (metrics, lineage).
         thresholds: by label column, the calibrated probability below which no class is answered.
+        reference: what `evaluate` found of texts and answers (`models.drift.Reference`), to tell drift by.
         replica: names this process in the metrics.
         other_metrics: the metrics pages of the replicas beside this one.
         explainer: loads what explains the answers, at the first explanation; without it there are none.
+
+    Raises:
+        InputError: the reference is damaged, or another classifier's.
     """
-    metrics = ServeMetrics(name, version, replica, lambda: answerer.batcher.queued)
-    answerer = Answerer(engine, settings, metrics, thresholds or {})
+    release = importlib.metadata.version("shoal")
+    metrics = ServeMetrics(
+        name,
+        version,
+        replica,
+        lambda: answerer.batcher.queued,
+        queued_tokens=lambda: answerer.batcher.queued_tokens,
+        min_replicas=settings.min_replicas,
+        build={"release": release, "engine": engine.name, "precision": engine.precision, "device": engine.device},
+    )
+    drift = DriftMonitor(engine, settings.drift, (name, version, replica), reference)
+    metrics.register(drift)
+    answerer = Answerer(engine, settings, metrics, drift, thresholds or {})
     shape = RequestShape.of(pair=engine.spec.pair, max_texts=settings.max_texts)
     about = _finite({**(card or {}), **_about(engine, name, version)})
     app = FastAPIOffline(
@@ -115,7 +132,7 @@ def build_gateway(
     async def classify(request: Request) -> Response:
         async def answer(body: bytes, timeout_s: float | None) -> Response:
             outputs = await answerer.compute(*shape.parse(body), timeout_s)
-            results = answers_as_json(answerer.answers(outputs))
+            results = answers_as_json(outputs.answers)
             return JSONResponse({"model": name, "version": version, "results": results})
 
         return await answered(request, answer)
@@ -170,7 +187,7 @@ def build_gateway(
 
     @app.get("/info", summary="The model, in the shape of text-embeddings-inference")
     async def info() -> Response:
-        return JSONResponse(dialects.information(engine, settings, name, version, importlib.metadata.version("shoal")))
+        return JSONResponse(dialects.information(engine, settings, name, version, release))
 
     @app.get("/health", summary="Whether this replica can answer", response_class=Response)
     async def health() -> Response:

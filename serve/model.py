@@ -37,6 +37,8 @@ class ServedModel:
     """By label column, the calibrated probability below which no class is answered."""
     card: dict[str, Any] = field(default_factory=dict)
     """What `/v1/model` tells besides (`metrics`, `lineage`); plain JSON types."""
+    reference: dict[str, Any] | None = None
+    """What texts and answers looked like in its evaluation (`models.drift.Reference`); plain JSON types."""
 
     def check(self, settings: ServeSettings) -> None:
         """Refuses what could not be served.

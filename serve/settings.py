@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from models.settings import Precision, Settings
+from serve.drift import DriftSettings
 
 
 class AbstainSettings(Settings):
@@ -71,6 +72,7 @@ class ServeSettings(Settings):
     explain_queue: int = Field(
         4, ge=0, description="Explanations that wait at a replica at most, while one is computed; beyond them, 429."
     )
+    drift: DriftSettings = Field(DriftSettings(), description="How texts are compared with the evaluation's.")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "ServeSettings":

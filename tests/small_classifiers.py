@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -14,6 +16,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Con
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from models.classifier import save
+from models.drift import make_reference
+from models.engine import Engine
 from models.labels import LabelColumn
 from models.spec import ClassifierSpec, label_config
 
@@ -72,3 +76,18 @@ def make_classifier(
     folder.mkdir(parents=True, exist_ok=True)
     save(model, tokenizer, ClassifierSpec(labels=columns, max_length=max_length, pair=pair), folder)
     return folder
+
+
+def reference_by(engine: Engine, texts: Sequence[str]) -> dict[str, Any]:
+    """What an evaluation on the texts would leave for telling drift."""
+    encoded = engine.encode(texts)
+    logits = engine.logits(encoded)
+    found = engine.probabilities(logits)
+    decided = {
+        column.name: found[column.name] >= 0.5 if column.multi else found[column.name].argmax(axis=1)
+        for column in engine.spec.labels
+    }
+    confidence = {name: values.max(axis=1) for name, values in found.items()}
+    lengths = np.array([len(item.ids) for item in encoded])
+    unknown = sum(item.ids.count(1) for item in encoded)
+    return make_reference(engine.spec.labels, decided, confidence, lengths, unknown, "validation").model_dump()

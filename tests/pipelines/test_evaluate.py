@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,6 +15,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from upath import UPath
 
+from models.drift import NONE, Reference
+from models.engine import Encoded
 from models.labels import LabelColumn
 from models.settings import InputError
 from models.torch_engine import load_torch_engine
@@ -127,6 +130,39 @@ def test_without_a_validation_split_probabilities_stay(one: Path, tmp_path: Path
     found = evaluate.run(task(one, tmp_path, {}, rows={"train": 100, "validation": 0, "test": 50}))
     assert found["temperature"] == 1.0
     assert "no validation split" in (tmp_path / "out" / "model_card.md").read_text()
+    reference = json.loads((tmp_path / "out" / "reference.json").read_text())
+    assert (reference["split"], reference["texts"]) == ("test", 50)
+
+
+def test_the_reference_is_of_the_validation_split(two: Path, tmp_path: Path) -> None:
+    """Each share by a calculation of its own: the classifier asked text by text, with tokens that it does not know."""
+    todo = task(two, tmp_path, {"baseline": False}, (TOPIC, MOOD))
+    file = tmp_path / "prepared" / "validation" / "part-00000.parquet"
+    rows = pq.read_table(file)
+    ids = [[1 if token == 5 else token for token in row] for row in rows["input_ids"].to_pylist()]
+    rows = rows.set_column(rows.column_names.index("input_ids"), "input_ids", pa.array(ids, pa.list_(pa.int32())))
+    pq.write_table(rows, file, row_group_size=64)
+    evaluate.run(todo)
+    found = Reference.model_validate_json((todo.out / "reference.json").read_text())
+    temperature = json.loads((todo.out / "calibration.json").read_text())
+    engine = load_torch_engine(two / "model", precision="fp32", temperature=temperature)
+    encoded = [Encoded(row, None, False) for row in ids]
+    answers = engine.answers(encoded, engine.logits(encoded))
+    assert (found.split, found.texts) == ("validation", 200)
+    topics = [answer.labels["topic"] for answer in answers]
+    for name in TOPIC.classes:
+        assert found.columns["topic"].labels[name] == sum(one.label == name for one in topics) / 200
+    moods = [label for answer in answers for label in answer.labels["mood"].label or [NONE]]
+    assert {NONE, "glad"} <= set(moods)
+    assert found.columns["mood"].labels == pytest.approx(
+        {n: moods.count(n) / len(moods) for n in (*MOOD.classes, NONE)}
+    )
+    sure = [max(one.probabilities.values()) for one in topics]
+    assert found.columns["topic"].confidence[-1] == pytest.approx(sum(value > 0.9 for value in sure) / 200, abs=0.011)
+    assert sum(found.columns["topic"].confidence) == pytest.approx(1)
+    assert found.lengths[0] == sum(len(row) <= 4 for row in ids) / 200
+    tokens = [token for row in ids for token in row]
+    assert 0 < found.unknown_tokens == tokens.count(1) / len(tokens)
 
 
 def test_several_columns_and_slices(two: Path, tmp_path: Path) -> None:

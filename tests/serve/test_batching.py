@@ -76,6 +76,9 @@ def test_every_request_is_answered_once_within_the_budget(
     assert sum(report.texts for report in reports) == total
     assert sum(report.tokens for report in reports) == sum(map(sum, lengths))
     assert all(report.padded_tokens >= report.tokens for report in reports)
+    waits = [seconds for report in reports for seconds in report.waits]
+    assert len(waits) == len(lengths)  # A request waits once, whatever batches its texts are in.
+    assert all(0 <= seconds < 60 for seconds in waits)
 
 
 def test_the_longest_waiting_is_always_next() -> None:
@@ -146,12 +149,14 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
         batcher = Batcher(engine, 8, max_queued=3)
         tasks = [asyncio.create_task(ask(batcher, [text(number, 8)])) for number in range(3)]
         await asyncio.sleep(0.02)
+        assert batcher.queued_tokens == 24
         with pytest.raises(QueueFullError) as full:
             await ask(batcher, [text(9, 8)])
         assert 1 <= full.value.retry_after_s <= 60
         for _ in range(4):
             gate.release()
         await asyncio.gather(*tasks)
+        assert batcher.queued_tokens == 0
         assert (await ask(batcher, [text(9, 8)]))[0, 0] == 9
         batcher.close()
 

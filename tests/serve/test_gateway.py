@@ -310,6 +310,17 @@ def test_metrics_count_what_was_asked(engine: Engine) -> None:
     assert samples[f'shoal_truncated_texts_total{{{own},version="f00d"}}'] == "1.0"
     assert samples[f'shoal_request_seconds_count{{{own},version="f00d"}}'] == "1.0"
     assert samples[f'shoal_queued_requests{{{own},version="f00d"}}'] == "0.0"
+    assert samples[f'shoal_queue_tokens{{{own},version="f00d"}}'] == "0.0"
+    assert samples[f'shoal_queue_wait_seconds_count{{{own},version="f00d"}}'] == "1.0"
+    assert 0 < float(samples[f'shoal_queue_wait_seconds_sum{{{own},version="f00d"}}']) < 10
+    batched, real, padding = (
+        float(samples[f'shoal_{name}{{{own},version="f00d"}}'])
+        for name in ("batch_tokens_sum", "tokens_total", "padding_tokens_total")
+    )
+    assert batched == real + padding > 0
+    assert samples[f'shoal_min_replicas{{{own},version="f00d"}}'] == "1.0"
+    (info,) = (name for name in samples if name.startswith("shoal_build_info{"))
+    assert {'engine="torch"', 'precision="fp32"', 'device="cpu"'} <= set(info[17:-1].split(","))
 
 
 def test_long_texts_are_read_in_windows_where_asked_for(tmp_path: Path) -> None:
