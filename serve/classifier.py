@@ -3,10 +3,12 @@
 from ray import serve as ray_serve
 from starlette.types import ASGIApp
 
-from serve import limits
 from serve.exchange import MetricsExchange
 from serve.gateway import build_gateway
+from serve.guard import process_guard
 from serve.model import ServedModel
+from serve.refusals import on_refusal
+from serve.security import Security
 from serve.settings import ServeSettings
 
 
@@ -31,7 +33,8 @@ class Classifier:
             replica=replica,
             other_metrics=exchange.others,
         )
-        limits.on_refusal.append(self._gateway.state.metrics.request)
+        self._gateway.add_middleware(Security, guard=process_guard())
+        on_refusal.append(self._gateway.state.metrics.request)
         exchange.start(self._gateway.state.metrics.page)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
