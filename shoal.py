@@ -41,6 +41,9 @@ Overrides = Annotated[
 ]
 StoreOption = Annotated[str, typer.Option("--store", help="A folder, or s3://BUCKET/PREFIX.")]
 
+keys_app = typer.Typer(help="API keys of the endpoint: make, list and revoke them.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
 
 @app.command(epilog="Example: shoal init tickets.csv")
 def init(
@@ -225,19 +228,20 @@ def serve(
     ask: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ask the endpoint this, print, end.")] = None,
 ) -> None:
     """Complete a recipe's stages, deploy its classifier and stay until Ctrl-C."""
-    from recipes.endpoint import answer_rows, deploy
+    from recipes.endpoint import answer_rows, deploy, key_to_ask_with
     from recipes.endpoint import ask as ask_endpoint
     from recipes.listing import reports, summary_rows
     from serve.app import stop
 
     loaded, store, stages = planned(recipe, overrides)
+    key = key_to_ask_with(loaded.serve) if ask else None
     with working(loaded.store, watched=not ask) as terminal:
         console = console_on(terminal.out)
         artifacts = completed(stages, store, progress_on(terminal.err), loaded.name)
         url = deploy(loaded, artifacts)
         try:
             if ask:
-                answers = ask_endpoint(url, ask)
+                answers = ask_endpoint(url, ask, key=key, tls=loaded.serve.tls)
                 console.print(plain_table(summary_rows(artifacts), ("", loaded.name, "TF-IDF baseline"), numbers=True))
                 console.print(plain_table(answer_rows(ask, answers), (f"asked at {url}", "answer", "probabilities")))
                 for path in reports(artifacts):
@@ -251,6 +255,45 @@ def serve(
                 _wait()
         finally:
             stop()
+
+
+@keys_app.command("create", epilog="Example: shoal keys create support-team --scope classify --expires 90d")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whose it is or what for; shown by `shoal keys list`.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What it allows: classify (the default), explain, metrics, or admin, which allows all; may be given "
+            "several times."
+        ),
+    ] = None,
+    expires: Annotated[str | None, typer.Option(metavar="SPAN", help="After which it expires: 12h, 90d, 2w.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second of its own, in place of serve.rate.")] = None,
+    store: StoreOption = "shoal-store",
+) -> None:
+    """Make an API key and print it, this once."""
+    from recipes.keys import create
+
+    create(name, scope or ["classify"], expires, rate, store)
+
+
+@keys_app.command("list", epilog="Example: shoal keys list --store s3://bucket/shoal")
+def list_keys(store: StoreOption = "shoal-store") -> None:
+    """List the API keys in a store: whose they are, what they allow, how long they are valid."""
+    from recipes.keys import keys_table
+
+    console_on().print(keys_table(store))
+
+
+@keys_app.command("revoke", epilog="Example: shoal keys revoke 1f0c2a9d")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="Its id, as `shoal keys list` shows it.")],
+    store: StoreOption = "shoal-store",
+) -> None:
+    """Revoke an API key for ever; running endpoints refuse it within seconds."""
+    from recipes.keys import revoke
+
+    revoke(key_id, store)
 
 
 def _wait() -> None:

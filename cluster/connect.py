@@ -95,7 +95,7 @@ def room_for(cpus: float, gpus: float, what: str, setting: str) -> None:
     Raises:
         ClusterError: names what is there and the setting to lower.
     """
-    if not _is_own():
+    if not is_own():
         return
     there = ray.cluster_resources()
     for wanted, name in ((cpus, "CPU"), (gpus, "GPU")):
@@ -111,7 +111,7 @@ def require_shared(store: str) -> None:
     Raises:
         ClusterError: `store` (as the user gave it) is a relative path, and work is done on other hosts than this.
     """
-    if _is_own() or "://" in store or Path(store).expanduser().is_absolute():
+    if is_own() or "://" in store or Path(store).expanduser().is_absolute():
         return
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len({node["NodeManagerHostname"] for node in nodes}) > 1 or not any(
@@ -123,7 +123,7 @@ def require_shared(store: str) -> None:
         )
 
 
-def _is_own() -> bool:
+def is_own() -> bool:
     """Whether this process made the cluster, for itself alone."""
     node = getattr(ray._private.worker, "_global_node", None)
     return node is not None and bool(node.is_head())

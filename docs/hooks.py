@@ -80,7 +80,7 @@ def _cell(text: str) -> str:
 
 
 def _commands() -> Iterator[str]:
-    for name, command in typer.main.get_command(shoal.app).commands.items():  # type: ignore[attr-defined]
+    for name, command in _named(typer.main.get_command(shoal.app)):
         yield f"\n## shoal {name}\n\n{command.help}\n"
         yield "| | |\n|---|---|"
         for each in command.params:
@@ -93,3 +93,12 @@ def _commands() -> Iterator[str]:
             yield f"| {shown} | {_cell(each.help or '')}{needed} |"
         lines = re.sub(r"^Examples?: ", "", command.epilog or "").split("    ")
         yield "\n```sh\n" + "\n".join(line.strip() for line in lines) + "\n```"
+
+
+def _named(group: Any) -> Iterator[tuple[str, Any]]:
+    """The commands of a group by their full names, those of the groups in it too."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from ((f"{name} {inner}", each) for inner, each in _named(command))
+        else:
+            yield name, command

@@ -1,9 +1,12 @@
 """From a recipe's artifacts to a live endpoint, and asking it."""
 
 import json
+import os
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from upath import UPath
@@ -16,6 +19,10 @@ from pipelines.export import ONNX
 from recipes.recipe import Recipe
 from serve.app import serve_model
 from serve.model import ServedModel
+from serve.security_settings import ExposureSettings, TlsSettings
+
+KEY_VARIABLE = "SHOAL_API_KEY"
+"""The environment variable with the key or token to ask with."""
 
 _TIMEOUT_S = 60
 
@@ -37,7 +44,7 @@ def deploy(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> str:
 
     Raises:
         ClusterError: it cannot be started.
-        InputError: the recipe's address cannot work on this cluster.
+        InputError: the recipe's address cannot work on this cluster, or no key opens the endpoint.
     """
     tuned, evaluated = artifacts["finetune"], artifacts["evaluate"]
     card = {
@@ -60,7 +67,8 @@ def deploy(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> str:
         card=card,
         reference=reference(evaluated),
     )
-    return serve_model(recipe.serve, model)
+    # The store's root: an artifact stands at STORE/STAGE/FINGERPRINT.
+    return serve_model(recipe.serve, model, store=tuned.path.parent.parent)
 
 
 def _thresholds(recipe: Recipe, evaluated: Artifact) -> dict[str, float]:
@@ -102,16 +110,34 @@ def _export(exported: Artifact | None) -> tuple[UPath | None, str]:
     return None, "; ".join(f"{name}: {why}" for name, why in refused.items())
 
 
-def ask(url: str, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """The live endpoint's results for the texts, over HTTP.
+def key_to_ask_with(settings: ExposureSettings) -> str | None:
+    """The key or token to ask the endpoint with; None where it needs none.
+
+    Raises:
+        InputError: it needs one, and the environment holds none.
+    """
+    if not settings.guarded:
+        return None
+    if not (key := os.environ.get(KEY_VARIABLE)):
+        raise InputError(
+            f"--ask needs a key, as the endpoint demands one; set the environment variable {KEY_VARIABLE}."
+        )
+    return key
+
+
+def ask(
+    url: str, texts: Sequence[str], *, key: str | None = None, tls: TlsSettings | None = None
+) -> list[dict[str, Any]]:
+    """The live endpoint's results for the texts, over HTTP; with TLS it must show the certificate that it was given.
 
     Raises:
         ClusterError: it does not answer, or refuses; with its own sentence.
     """
     body = json.dumps({"texts": list(texts)}).encode()
-    request = urllib.request.Request(f"{url}/v1/classify", body, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    request = urllib.request.Request(f"{url}/v1/classify", body, headers)
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=_trusting(tls)) as response:
             results: list[dict[str, Any]] = json.load(response)["results"]
     except urllib.error.HTTPError as error:
         told = error.read().decode("utf-8", "replace")
@@ -119,6 +145,16 @@ def ask(url: str, texts: Sequence[str]) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise ClusterError(f"the endpoint at {url} does not answer: {error}.") from error
     return results
+
+
+def _trusting(tls: TlsSettings | None) -> ssl.SSLContext | None:
+    """Trusts the endpoint's own certificate and no other, whoever signed it and whatever name it is for."""
+    if tls is None:
+        return None
+    context = ssl.create_default_context(cafile=Path(tls.certificate).expanduser())
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 def answer_rows(texts: Sequence[str], results: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:

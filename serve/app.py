@@ -1,6 +1,7 @@
 """Bringing the endpoint up and taking it down, on a Ray cluster that is connected already."""
 
 import contextlib
+import json
 import logging
 import socket
 from pathlib import Path
@@ -8,15 +9,18 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ControllerOptions, HTTPOptions
 from ray.serve.schema import LoggingConfig
+from upath import UPath
 
-from cluster.connect import room_for
+from cluster.connect import is_own, room_for
 from cluster.store import ClusterError
 from models.settings import InputError
 from serve.classifier import Classifier
+from serve.exposure import check_exposure, check_ingress
+from serve.guard import SETTINGS_VARIABLE, STORE_VARIABLE
 from serve.haproxy import write_starter
-from serve.limits import SETTINGS_VARIABLE
 from serve.model import ServedModel
 from serve.scaling import TokenPolicy
 from serve.settings import ServeSettings
@@ -25,6 +29,9 @@ APPLICATION = "shoal"
 
 _BEYOND_QUEUE = 1000
 """Requests in progress that Ray lets through beyond our queue, so that it is we who refuse (429) and not Ray."""
+
+_NAMESPACE, _ADDRESS = "shoal-endpoint", b"address"
+"""Where the cluster's own key-value store says at which host the endpoint was asked for, and whether with TLS."""
 
 _PROXY = {
     # A request that was in the hands of a replica that died is given to another one: classifying changes nothing,
@@ -36,14 +43,20 @@ _PROXY = {
 """Environment of Serve's controller, from which HAProxy's settings are taken."""
 
 
-def serve_model(settings: ServeSettings, model: ServedModel) -> str:
+def serve_model(settings: ServeSettings, model: ServedModel, store: UPath | None = None) -> str:
     """Serves a classifier and returns its URL once the first replicas answer; a second call replaces the first's model.
+
+    Args:
+        settings: the endpoint's.
+        model: what answers.
+        store: the root of the store that holds the API keys, where they are demanded.
 
     Raises:
         ClusterError: the port is taken, or the replicas do not start.
-        InputError: there is no such classifier, or the address cannot work on this cluster.
+        InputError: there is no such classifier, the address cannot work on this cluster, or no key opens the endpoint.
     """
     model.check(settings)
+    check_exposure(settings, store)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     replicas = settings.min_replicas
     what = "a replica" if replicas == 1 else f"{replicas} replicas"
@@ -69,7 +82,7 @@ def serve_model(settings: ServeSettings, model: ServedModel) -> str:
         ray_actor_options={
             "num_cpus": settings.cpus,
             "num_gpus": settings.gpus,
-            "runtime_env": _runtime_env(settings),
+            "runtime_env": _runtime_env(settings, store),
         },
         graceful_shutdown_timeout_s=settings.drain_s,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
@@ -78,39 +91,49 @@ def serve_model(settings: ServeSettings, model: ServedModel) -> str:
         ray_serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise ClusterError(f"the endpoint does not start: {_reason() or error}") from error
-    return f"http://{_reachable(settings.host)}:{settings.port}"
+    return f"{'https' if settings.tls else 'http'}://{_reachable(settings.host)}:{settings.port}"
 
 
 def stop() -> None:
     """Takes the endpoint down, its HAProxy too."""
     ray_serve.shutdown()
+    _internal_kv_del(_ADDRESS, namespace=_NAMESPACE)
 
 
 def _start(settings: ServeSettings) -> None:
     """Starts Serve's controller and HAProxy, unless they run already at the same address."""
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    if _is_loopback(settings.host) and nodes > 1:
+    if settings.on_loopback and nodes > 1:
         raise InputError(
             f"serve.host is {settings.host}, where the replicas of a cluster of {nodes} nodes cannot be reached; "
-            "set serve.host=0.0.0.0 and mind the firewall."
+            "set serve.host=0.0.0.0, make API keys (`shoal keys create NAME`), and mind the firewall."
         )
+    session = getattr(ray._private.worker, "_global_node", None)
+    # Where nodes come and go, each has an HAProxy of its own, as Ray starts it.
+    alone = session is not None and nodes == 1 and (settings.on_loopback or is_own())
+    check_ingress(settings, alone=alone)
     running = _running_address()
     if running is None:
         _require_free_port(settings)
-    elif running[1] != settings.port:
-        raise ClusterError(
-            f"this cluster serves at port {running[1]} already and a cluster has one; set serve.port={running[1]}."
-        )
-    session = getattr(ray._private.worker, "_global_node", None)
-    variables = dict(_PROXY)
-    if _is_loopback(settings.host) and session is not None:
+    else:
+        _require_same_address(settings, *running)
+    variables, host = dict(_PROXY), settings.host
+    if alone and session is not None:
+        listen = None
+        if settings.tls is not None or not settings.on_loopback:
+            listen = settings.host, settings.port
+        if not settings.on_loopback:
+            host = "127.0.0.1"  # Of all that listens, HAProxy alone is to be reached from elsewhere.
         folder = Path(session.get_session_dir_path()) / "shoal-haproxy"
-        variables["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(write_starter(folder, settings.body_timeout_s))
+        starter = write_starter(folder, settings.body_timeout_s, listen=listen, tls=settings.tls)
+        variables["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(starter)
     ray_serve.start(
-        http_options=HTTPOptions(host=settings.host, port=settings.port),
+        http_options=HTTPOptions(host=host, port=settings.port),
         logging_config=LoggingConfig(enable_access_log=False),
         controller_options=ControllerOptions(runtime_env={"env_vars": variables}),
     )
+    address = json.dumps([settings.host, settings.tls is not None])
+    _internal_kv_put(_ADDRESS, address.encode(), overwrite=True, namespace=_NAMESPACE)
 
 
 def _running_address() -> tuple[str | None, int] | None:
@@ -119,6 +142,19 @@ def _running_address() -> tuple[str | None, int] | None:
         if details is not None:
             return details.http_config.host, details.http_config.port
     return None
+
+
+def _require_same_address(settings: ServeSettings, host: str | None, port: int) -> None:
+    """Ray keeps where it listens until it is stopped; another wish would go unheard, and with it what made it safe."""
+    if port != settings.port:
+        raise ClusterError(f"this cluster serves at port {port} already and a cluster has one; set serve.port={port}.")
+    told = _internal_kv_get(_ADDRESS, namespace=_NAMESPACE)
+    its_host, encrypted = json.loads(told) if told else (host, False)
+    if (its_host, encrypted) != (settings.host, settings.tls is not None):
+        raise ClusterError(
+            f"this cluster serves at {its_host} {'with' if encrypted else 'without'} TLS already; stop that endpoint, "
+            f"or set serve.host={its_host} and serve.tls as there."
+        )
 
 
 def _require_free_port(settings: ServeSettings) -> None:
@@ -135,12 +171,13 @@ def _require_free_port(settings: ServeSettings) -> None:
             ) from error
 
 
-def _runtime_env(settings: ServeSettings) -> dict[str, Any]:
-    """The job's runtime environment with what `serve.limits` needs."""
+def _runtime_env(settings: ServeSettings, store: UPath | None) -> dict[str, Any]:
+    """The job's runtime environment with what `serve.limits` and `serve.guard` need."""
     environment = dict(ray.get_runtime_context().runtime_env)
     variables = {
         **environment.get("env_vars", {}),
         SETTINGS_VARIABLE: settings.model_dump_json(),
+        **({STORE_VARIABLE: str(store)} if store is not None else {}),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.limits.middlewares",
     }
     return {**environment, "env_vars": variables}
@@ -152,10 +189,6 @@ def _reason() -> str:
     messages = [deployment.message for deployment in application.deployments.values()] if application else []
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     return lines[-1].rpartition("InputError: ")[2] if lines else ""
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _reachable(host: str) -> str:

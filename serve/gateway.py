@@ -21,6 +21,7 @@ from models.engine import Engine
 from serve import dialects
 from serve.answering import Answerer, Outputs
 from serve.dialects import InferenceRequest, PredictRequest, Score
+from serve.documentation import declare_security, serve_documentation
 from serve.drift import DriftMonitor
 from serve.explaining import Explanations, LoadExplainer, add_explain_route
 from serve.metrics import ServeMetrics, merged
@@ -92,10 +93,13 @@ def build_gateway(
         title=f"Shoal: {name}",
         version=version,
         description="Classifies texts. Errors are `application/problem+json` with one sentence in `detail`.",
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     _answer_errors(app)
+    serve_documentation(app)
+    declare_security(app, settings)
 
     async def answered(
         request: Request,

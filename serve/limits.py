@@ -8,20 +8,15 @@ are not UTF-8.
 import asyncio
 import os
 import time
-from collections.abc import Callable
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.guard import SETTINGS_VARIABLE, process_guard
 from serve.problems import ProblemError
+from serve.refusals import refuse
+from serve.security import Security
 from serve.settings import ServeSettings
-
-SETTINGS_VARIABLE = "SHOAL_SERVE_SETTINGS"
-"""The environment variable in which a replica finds its ServeSettings as JSON."""
-
-on_refusal: list[Callable[[int, float], None]] = []
-"""Whoever wants to hear of this process's refusals: called with the status and the seconds it took. Ray makes the
-middleware by itself, apart from the application, so there is no other way from one to the other."""
 
 # Headers by which any client could change how Ray handles its request.
 _RAY_CONTROLS = {b"x-request-timeout-seconds", b"x-request-disconnect-disabled"}
@@ -53,11 +48,7 @@ class RequestLimits:
         try:
             body = await self._read(headers.get(b"content-length"), receive)
         except ProblemError as refused:
-            # What is left of the body is not read, so the connection cannot be used for another request.
-            refused.headers["connection"] = "close"
-            for tell in on_refusal:
-                tell(refused.status, time.perf_counter() - started)
-            await refused.response()(scope, receive, send)
+            await refuse(refused, started, scope, receive, send)
             return
         if body is not None:
             await self._app(scope, _replaying(body, receive), send)
@@ -91,9 +82,11 @@ class RequestLimits:
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve puts around each replica's HTTP server (it is given this function's import path)."""
+    """What Ray Serve puts around each replica's HTTP server (it is given this function's import path); the last is
+    outermost."""
     settings = ServeSettings.model_validate_json(os.environ[SETTINGS_VARIABLE])
-    return [Middleware(RequestLimits, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)]
+    limits = Middleware(RequestLimits, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
+    return [limits, Middleware(Security, guard=process_guard())]
 
 
 def _clean(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

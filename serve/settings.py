@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from models.settings import Precision, Settings
 from serve.drift import DriftSettings
+from serve.security_settings import ExposureSettings
 
 
 class AbstainSettings(Settings):
@@ -24,14 +25,9 @@ class AbstainSettings(Settings):
         return self
 
 
-class ServeSettings(Settings):
-    """The endpoint's address, limits and scaling."""
+class ServeSettings(ExposureSettings):
+    """The endpoint's address, who may ask it, its limits and scaling."""
 
-    host: str = Field(
-        "127.0.0.1",
-        description="The address to listen on; 0.0.0.0 for all, which a cluster of several nodes needs.",
-    )
-    port: int = Field(8000, ge=1, le=65535, description="The port to listen on.")
     min_replicas: int = Field(1, ge=1, description="Replicas kept when idle.")
     max_replicas: int = Field(4, ge=1, description="Replicas under load.")
     target_wait_s: float = Field(

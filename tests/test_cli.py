@@ -290,8 +290,11 @@ def test_help_has_examples(command: Command) -> None:
         "audit",
         "predict",
         "serve",
+        "keys create",
+        "keys list",
+        "keys revoke",
     ):
-        outcome = command(name, "--help")
+        outcome = command(*name.split(), "--help")
         assert outcome.status == 0
         assert f"shoal {name}" in outcome.out.partition("Example")[2]
 

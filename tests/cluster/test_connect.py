@@ -31,7 +31,7 @@ def test_a_store_beside_the_command_is_refused_where_others_work(
     monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, object]]
 ) -> None:
     # Hosts of other names take network namespaces of their own, so the list of nodes is made up.
-    monkeypatch.setattr(connect, "_is_own", lambda: False)
+    monkeypatch.setattr(connect, "is_own", lambda: False)
     monkeypatch.setattr(ray, "nodes", lambda: [HERE, GONE])
     require_shared("shoal-store")
     monkeypatch.setattr(ray, "nodes", lambda: nodes)

@@ -12,15 +12,18 @@ import uvicorn
 
 from models.engine import Engine
 from serve.gateway import build_gateway
+from serve.guard import Guard
 from serve.limits import RequestLimits
+from serve.security import Security
 from serve.settings import ServeSettings
 
 
 @contextlib.contextmanager
-def running(engine: Engine, settings: ServeSettings, **about: Any) -> Iterator[str]:
-    """The URL of an endpoint that answers for `engine` while the block runs."""
+def running(engine: Engine, settings: ServeSettings, guard: Guard | None = None, **about: Any) -> Iterator[str]:
+    """The URL of an endpoint that answers for `engine` while the block runs, as a replica does."""
     gateway = build_gateway(engine, settings, **{"name": "small", "version": "f00d", **about})
-    app = RequestLimits(gateway, settings.max_body_bytes, settings.body_timeout_s)
+    gateway.add_middleware(Security, guard=guard)
+    app = Security(RequestLimits(gateway, settings.max_body_bytes, settings.body_timeout_s), guard)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

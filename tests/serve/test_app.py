@@ -24,6 +24,7 @@ from models.settings import InputError
 from models.torch_engine import load_torch_engine
 from serve import app
 from serve.haproxy import write_starter
+from serve.keys import create_key
 from serve.model import ServedModel
 from serve.settings import ServeSettings
 from tests.serve.endpoint import post, problem_of, raw
@@ -251,10 +252,24 @@ def test_a_taken_port_is_told(ray_session: None, url: str, folder: Path) -> None
             app._require_free_port(other)
 
 
-def test_a_second_model_takes_the_place_of_the_first(url: str, settings: ServeSettings, folder: Path) -> None:
-    assert app.serve_model(settings, ServedModel("small", "beef", UPath(folder))) == url
-    assert httpx.get(f"{url}/v1/model").json()["version"] == "beef"
-    assert json.loads(raw(url, post(b'{"texts": ["late"]}'))[2])["version"] == "beef"
+def test_a_second_model_takes_the_place_of_the_first_and_may_demand_keys(
+    url: str, settings: ServeSettings, folder: Path, tmp_path: Path
+) -> None:
+    _, key = create_key(UPath(tmp_path), "a")
+    guarded = settings.model_copy(update={"keys": True})
+    assert app.serve_model(guarded, ServedModel("small", "beef", UPath(folder)), store=UPath(tmp_path)) == url
+    assert httpx.get(f"{url}/v1/model", headers={"X-API-Key": key}).json()["version"] == "beef"
+    shown = post(b'{"texts": ["late"]}', f"Authorization: Bearer {key}")
+    status, headers, body = raw(url, shown)
+    assert (status, json.loads(body)["version"]) == (200, "beef")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "server" not in headers
+    assert problem_of(raw(url, post(b'{"texts": ["late"]}')))[0] == 401
+    assert problem_of(raw(url, post(b"", length=100_000_000)))[0] == 401
+    assert httpx.get(f"{url}/healthz").status_code == 200
+    # Ray's own proxy, past HAProxy and the replica's HTTP server.
+    assert httpx.get("http://127.0.0.1:8500/v1/model").status_code == 401
+    assert httpx.get("http://127.0.0.1:8500/v1/model", headers={"X-API-Key": key}).status_code == 200
 
 
 def test_a_model_that_cannot_be_served_is_told(url: str, settings: ServeSettings, folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""Which path asks for which scope, and what is known of whoever asks."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from serve.problems import ProblemError
+
+Scope = Literal["classify", "explain", "metrics", "admin"]
+"""What a key or token allows; `admin` allows all."""
+
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+STATIC = "/static-offline-docs/"
+"""Where the files of the documentation's page are."""
+
+_OPEN = frozenset({"/healthz", "/health", "/-/healthz", "/-/routes", "/docs", "/openapi.json"})
+"""Health and documentation; the two with a hyphen are Ray Serve's, by which HAProxy learns whether a replica lives."""
+
+_SCOPES: dict[str, Scope] = {
+    "/": "classify",
+    "/v1/classify": "classify",
+    "/predict": "classify",
+    "/v1/explain": "explain",
+    "/metrics": "metrics",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whoever has shown a valid key or token."""
+
+    identity: str
+    """Names it in this process: requests of the same identity share a rate."""
+    scopes: frozenset[str]
+    expires: float = math.inf
+    """Seconds since the epoch."""
+    rate: float | None = None
+    """Requests a second of its own, in place of the endpoint's."""
+
+    def may(self, scope: Scope | None) -> bool:
+        """Whether its scopes allow what asks for `scope`."""
+        return scope is None or scope in self.scopes or "admin" in self.scopes
+
+
+def is_open(path: str) -> bool:
+    """Whether anyone may ask for the path, whatever its method."""
+    return path in _OPEN or path.startswith(STATIC)
+
+
+def scope_of(path: str) -> Scope | None:
+    """The scope that a path which is not open asks for; None where any valid key will do, as for unknown paths."""
+    return _SCOPES.get(path)
+
+
+def unauthorized(sentence: str, error: str = "") -> ProblemError:
+    """401 as RFC 6750 has it; `error` is for whoever showed something."""
+    return ProblemError(401, sentence, {"WWW-Authenticate": f'Bearer error="{error}"' if error else "Bearer"})
