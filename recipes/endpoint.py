@@ -1,19 +1,12 @@
-"""From a recipe's artifacts to a live endpoint, and asking it."""
+"""Asking a live endpoint, and showing what it answers."""
 
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from upath import UPath
-
 from cluster.store import Artifact, ClusterError
-from models.onnx_engine import NOTES
-from pipelines.export import ONNX
-from recipes.recipe import Recipe
-from serve.app import serve_model
-from serve.model import ServedModel
 
 _TIMEOUT_S = 60
 
@@ -22,46 +15,6 @@ def calibration(evaluated: Artifact) -> dict[str, float]:
     """By label column, the temperature that `evaluate` found."""
     found: dict[str, float] = json.loads((evaluated.path / "calibration.json").read_text(encoding="utf-8"))
     return found
-
-
-def deploy(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> str:
-    """Serves the recipe's classifier; returns the endpoint's URL.
-
-    Raises:
-        ClusterError: it cannot be started.
-        InputError: the recipe's address cannot work on this cluster.
-    """
-    tuned, evaluated = artifacts["finetune"], artifacts["evaluate"]
-    card = {
-        "metrics": evaluated.record.metrics,
-        "lineage": {
-            name: {"fingerprint": artifact.record.fingerprint, "inputs": artifact.record.inputs}
-            for name, artifact in artifacts.items()
-        },
-        "versions": tuned.record.versions,
-    }
-    onnx, refused = _export(artifacts.get("export"))
-    model = ServedModel(
-        name=recipe.name,
-        version=tuned.record.fingerprint,
-        torch=tuned.path / "model",
-        onnx=onnx,
-        refused=refused,
-        temperature=calibration(evaluated),
-        card=card,
-    )
-    return serve_model(recipe.serve, model)
-
-
-def _export(exported: Artifact | None) -> tuple[UPath | None, str]:
-    """Where the export stands, or why there is none."""
-    if exported is None:
-        return None, ""
-    folder = exported.path / ONNX
-    if (folder / NOTES).exists():
-        return folder, ""
-    refused = json.loads((exported.path / "export.json").read_text(encoding="utf-8"))["refused"]
-    return None, "; ".join(f"{name}: {why}" for name, why in refused.items())
 
 
 def ask(url: str, texts: Sequence[str]) -> list[dict[str, Any]]:
