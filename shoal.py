@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,9 @@ from cluster.logs import causes
 from cluster.store import ClusterError
 from models.settings import InputError
 from recipes import running
+from recipes.arguments import Overrides, RecipeArgument, StoreOption
+from recipes.key_commands import keys
+from recipes.model_commands import models
 from recipes.printing import console_on, plain_table, say
 from recipes.running import complete_until, completed, planned, progress_on, working
 
@@ -34,15 +36,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, e.g. recipes/airline.yaml.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings with dots, e.g. finetune.learning_rate=5e-5."),
-]
-StoreOption = Annotated[str, typer.Option("--store", help="A folder, or s3://BUCKET/PREFIX.")]
-
-keys_app = typer.Typer(help="API keys of the endpoint: make, list and revoke them.", no_args_is_help=True)
-app.add_typer(keys_app, name="keys")
+app.add_typer(models)
+app.add_typer(keys)
 
 
 @app.command(epilog="Example: shoal init tickets.csv")
@@ -221,88 +216,40 @@ def predict(
     say(done.sentence)
 
 
-@app.command(epilog='Example: shoal serve recipes/airline.yaml --ask "my flight was late again"')
+@app.command(
+    epilog='Examples: shoal serve recipes/airline.yaml --ask "my flight was late again"    '
+    "shoal serve --model airline@stable --store s3://bucket/shoal serve.min_replicas=2"
+)
 def serve(
-    recipe: RecipeArgument,
+    recipe: Annotated[str | None, typer.Argument(help="The recipe; none with --model.")] = None,
     overrides: Overrides = None,
     ask: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ask the endpoint this, print, end.")] = None,
-) -> None:
-    """Complete a recipe's stages, deploy its classifier and stay until Ctrl-C."""
-    from recipes.endpoint import answer_rows, deploy, key_to_ask_with
-    from recipes.endpoint import ask as ask_endpoint
-    from recipes.listing import reports, summary_rows
-    from serve.app import stop
-
-    loaded, store, stages = planned(recipe, overrides)
-    key = key_to_ask_with(loaded.serve) if ask else None
-    with working(loaded.store, watched=not ask) as terminal:
-        console = console_on(terminal.out)
-        artifacts = completed(stages, store, progress_on(terminal.err), loaded.name)
-        url = deploy(loaded, artifacts)
-        try:
-            if ask:
-                answers = ask_endpoint(url, ask, key=key, tls=loaded.serve.tls)
-                console.print(plain_table(summary_rows(artifacts), ("", loaded.name, "TF-IDF baseline"), numbers=True))
-                console.print(plain_table(answer_rows(ask, answers), (f"asked at {url}", "answer", "probabilities")))
-                for path in reports(artifacts):
-                    console.print(path, highlight=False, markup=False, soft_wrap=True)
-            else:
-                console.print(
-                    f"{loaded.name} answers at {url}/v1/classify (try it at {url}/docs). Ctrl-C stops it.",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-                _wait()
-        finally:
-            stop()
-
-
-@keys_app.command("create", epilog="Example: shoal keys create support-team --scope classify --expires 90d")
-def create_key(
-    name: Annotated[str, typer.Argument(help="Whose it is or what for; shown by `shoal keys list`.")],
-    scope: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What it allows: classify (the default), explain, metrics, or admin, which allows all; may be given "
-            "several times."
-        ),
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[@ALIAS]", help="Serve what an alias points at, and follow it; by default, stable."),
     ] = None,
-    expires: Annotated[str | None, typer.Option(metavar="SPAN", help="After which it expires: 12h, 90d, 2w.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests a second of its own, in place of serve.rate.")] = None,
-    store: StoreOption = "shoal-store",
+    store: Annotated[
+        str | None, typer.Option(help="Where --model is registered: a folder, or s3://BUCKET/PREFIX.")
+    ] = None,
 ) -> None:
-    """Make an API key and print it, this once."""
-    from recipes.keys import create
+    """Complete a recipe's stages, deploy its classifier and stay until Ctrl-C.
 
-    create(name, scope or ["classify"], expires, rate, store)
+    It is registered as a version of the model, the first as its stable one. With --model, no stage is run: the version
+    that an alias points at is deployed, and another one in its place when the alias is moved.
+    """
+    given = [*([recipe] if recipe else []), *(overrides or [])]
+    if model is None and (not given or "=" in given[0]):
+        raise InputError("say what to serve: a recipe, or a registered model with --model NAME.")
+    if model is None and store is not None:
+        raise InputError(f"--store belongs to --model; for a recipe, write store={store}.")
+    if model is not None and given and "=" not in given[0]:
+        raise InputError(f"give either a recipe ({given[0]}) or --model {model}.")
+    from recipes.serving import serve_recipe, serve_registered
 
-
-@keys_app.command("list", epilog="Example: shoal keys list --store s3://bucket/shoal")
-def list_keys(store: StoreOption = "shoal-store") -> None:
-    """List the API keys in a store: whose they are, what they allow, how long they are valid."""
-    from recipes.keys import keys_table
-
-    console_on().print(keys_table(store))
-
-
-@keys_app.command("revoke", epilog="Example: shoal keys revoke 1f0c2a9d")
-def revoke_key(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="Its id, as `shoal keys list` shows it.")],
-    store: StoreOption = "shoal-store",
-) -> None:
-    """Revoke an API key for ever; running endpoints refuse it within seconds."""
-    from recipes.keys import revoke
-
-    revoke(key_id, store)
-
-
-def _wait() -> None:
-    """Until Ctrl-C or SIGTERM."""
-    asked = threading.Event()
-    before = {each: signal.signal(each, lambda *_: asked.set()) for each in (signal.SIGINT, signal.SIGTERM)}
-    asked.wait()
-    for each, handler in before.items():
-        signal.signal(each, handler)
+    if model is None:
+        serve_recipe(Path(given[0]), given[1:], ask or [])
+    else:
+        serve_registered(model, store or "shoal-store", given, ask or [])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

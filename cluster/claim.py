@@ -25,6 +25,7 @@ from cluster.store import STORAGE_ERRORS, ClusterError, is_local, telling_storag
 _BEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0
 _SETTLE_SECONDS = 0.5
+_FIRST_LOOK_SECONDS = 0.02
 
 
 def _place() -> str:
@@ -113,6 +114,7 @@ def is_claimed(folder: UPath, *, silent_seconds: float = SILENT_SECONDS) -> bool
 def _wait_for(path: UPath, own: _Owner, tell: Callable[[str], None], silent_seconds: float) -> None:
     seen: _Owner | None = None
     since, told, settle = time.monotonic(), False, False
+    pause = _FIRST_LOOK_SECONDS  # Some hold a claim for a moment only, others for hours.
     while True:
         made, surely = _made(path, own)
         if made and surely and not settle:
@@ -132,7 +134,8 @@ def _wait_for(path: UPath, own: _Owner, tell: Callable[[str], None], silent_seco
             told = True
             work = path.with_suffix("")
             tell(f"process {owner.pid} on {owner.host} is at work on {work}; this one waits until it has ended")
-        time.sleep(min(1.0, silent_seconds / 10))
+        time.sleep(pause)
+        pause = min(1.0, silent_seconds / 10, 2 * pause)
 
 
 def _made(path: UPath, own: _Owner) -> tuple[bool, bool]:

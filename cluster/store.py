@@ -24,6 +24,9 @@ from typing import Any
 from botocore.exceptions import BotoCoreError
 from upath import UPath
 
+ROLES = {"without_pretraining": "finetune"}
+"""The stages of inputs that are called by what they are to those that build on them."""
+
 STORAGE_ERRORS = (OSError, BotoCoreError)
 """What an unreachable or full store raises; botocore's own errors are no OSErrors."""
 
@@ -99,6 +102,10 @@ class Store:
         """The finished artifact, or None."""
         return read_artifact(self.folder(stage, fingerprint))
 
+    def find_input(self, name: str, fingerprint: str) -> Artifact | None:
+        """What an artifact's record calls `name` among its inputs; None also for what is no artifact."""
+        return self.find(ROLES.get(name, name), fingerprint)
+
     def artifacts(self) -> Iterator[Artifact]:
         """Every finished artifact, stage by stage."""
         for stage in sorted(folder for folder in self.root.iterdir() if folder.is_dir()):
@@ -138,13 +145,43 @@ def write_whole(path: UPath, text: str) -> None:
     if not is_local(path):
         path.write_text(text, encoding="utf-8")
         return
+    _written_beside(path, text).replace(path.path)
+
+
+def write_new(path: UPath, text: str) -> bool:
+    """Writes a small file whole where there is none yet, and leaves one that is there alone; whether it wrote."""
+    if is_local(path):
+        partial, local = _written_beside(path, text), Path(path.path)
+        try:
+            local.hardlink_to(partial)
+        except FileExistsError:
+            return False
+        except OSError:  # The filesystem has no hard links.
+            if local.exists():
+                return False
+            partial.replace(local)
+        finally:
+            partial.unlink(missing_ok=True)
+        return True
+    try:
+        path.fs.pipe_file(path.path, text.encode(), mode="create")
+    except OSError:  # Object stores differ in what they raise where the object is there.
+        path.fs.invalidate_cache()
+        if path.exists():
+            return False
+        path.write_text(text, encoding="utf-8")  # For a store without conditional writes, and to tell what is wrong.
+    return True
+
+
+def _written_beside(path: UPath, text: str) -> Path:
+    """A hidden file on the same filesystem that holds the text, on disk."""
     local = Path(path.path)
     partial = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(local)
+    return partial
 
 
 def is_local(path: UPath) -> bool:

@@ -80,25 +80,23 @@ def _cell(text: str) -> str:
 
 
 def _commands() -> Iterator[str]:
-    for name, command in _named(typer.main.get_command(shoal.app)):
-        yield f"\n## shoal {name}\n\n{command.help}\n"
-        yield "| | |\n|---|---|"
-        for each in command.params:
-            if each.name == "help":
-                continue
-            shown = (
-                f"`{each.opts[-1]}`" if each.param_type_name == "option" else f"`{(each.metavar or each.name).upper()}`"
-            )
-            needed = " *(required)*" if each.required else ""
-            yield f"| {shown} | {_cell(each.help or '')}{needed} |"
-        lines = re.sub(r"^Examples?: ", "", command.epilog or "").split("    ")
-        yield "\n```sh\n" + "\n".join(line.strip() for line in lines) + "\n```"
-
-
-def _named(group: Any) -> Iterator[tuple[str, Any]]:
-    """The commands of a group by their full names, those of the groups in it too."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from ((f"{name} {inner}", each) for inner, each in _named(command))
+    for name, command in typer.main.get_command(shoal.app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            yield from _command(name, command)
         else:
-            yield name, command
+            for its_name, each in inner.items():
+                yield from _command(f"{name} {its_name}", each)
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    yield f"\n## shoal {name}\n\n{command.help}\n"
+    yield "| | |\n|---|---|"
+    for each in command.params:
+        if each.name == "help":
+            continue
+        shown = f"`{each.opts[-1]}`" if each.param_type_name == "option" else f"`{(each.metavar or each.name).upper()}`"
+        needed = " *(required)*" if each.required else ""
+        yield f"| {_cell(shown)} | {_cell(each.help or '')}{needed} |"
+    lines = re.sub(r"^Examples?: ", "", command.epilog or "").split("    ")
+    yield "\n```sh\n" + "\n".join(line.strip() for line in lines) + "\n```"

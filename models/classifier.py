@@ -34,12 +34,12 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Classi
     try:
         with naming_damaged_file(folder):
             model = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise InputError(f"{folder} holds no classifier that can be loaded: {first_line(error)}") from error
     skip_unread_tokens(model)
     try:
-        return model.eval(), AutoTokenizer.from_pretrained(folder), spec
+        return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False), spec
     except Exception as error:  # `tokenizers` raises bare ones.
         raise InputError(f"{folder} holds no tokenizer that can be loaded: {first_line(error)}") from error

@@ -52,11 +52,16 @@ def build_classifier(
     else:
         assert pretrained is not None
         try:
-            config = AutoConfig.from_pretrained(pretrained, **settings)
+            config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False, **settings)
             set_dropout(config, dropout)
             with naming_damaged_file(pretrained, "finetune.encoder: "):
                 model = AutoModelForSequenceClassification.from_pretrained(
-                    pretrained, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
+                    pretrained,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    ignore_mismatched_sizes=True,
                 )
         except (OSError, ValueError, KeyError, StrictDataclassError) as error:
             raise InputError(

@@ -67,11 +67,13 @@ def build_language_model(
     else:
         assert pretrained is not None
         try:
-            config = AutoConfig.from_pretrained(pretrained)
+            config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
             check_objective(objective, config.model_type)
             set_dropout(config, dropout, "pretrain")
             with naming_damaged_file(pretrained, "pretrain.encoder: "):
-                model = auto.from_pretrained(pretrained, config=config, dtype=torch.float32, use_safetensors=True)
+                model = auto.from_pretrained(
+                    pretrained, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                )
         except (OSError, ValueError, KeyError, StrictDataclassError) as error:
             raise InputError(
                 f"pretrain.encoder: {pretrained} is no encoder that can be loaded: {first_line(error)}"
@@ -116,7 +118,9 @@ def keep_the_rest(model: PreTrainedModel, source: str | Path) -> dict[str, Tenso
     """
     state: dict[str, Tensor] = dict(model.state_dict())
     if model.base_model is not model:
-        before = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True).state_dict()
+        before = AutoModel.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        ).state_dict()
         prefix = model.base_model_prefix
         state |= {f"{prefix}.{name}": value for name, value in before.items() if f"{prefix}.{name}" not in state}
     return state

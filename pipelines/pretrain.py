@@ -81,7 +81,7 @@ def externals(settings: PretrainSettings) -> dict[str, str]:
         return {}
     with encoder_folder(settings.encoder, NAME) as folder:
         try:
-            check_objective(settings.objective, AutoConfig.from_pretrained(folder).model_type)
+            check_objective(settings.objective, AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"pretrain.encoder: {settings.encoder} has no config that can be read.") from error
     return {"encoder": encoder_identity(settings.encoder, section="pretrain")}

@@ -1,24 +1,16 @@
-"""From a recipe's artifacts to a live endpoint, and asking it."""
+"""Asking a live endpoint, and showing what it answers."""
 
 import json
 import os
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from upath import UPath
-
 from cluster.store import Artifact, ClusterError
-from models.onnx_engine import NOTES
 from models.settings import InputError
-from pipelines.evaluating.calibration import Abstaining, threshold_for
-from pipelines.export import ONNX
-from recipes.recipe import Recipe
-from serve.app import serve_model
-from serve.model import ServedModel
 from serve.security_settings import ExposureSettings, TlsSettings
 
 KEY_VARIABLE = "SHOAL_API_KEY"
@@ -31,83 +23,6 @@ def calibration(evaluated: Artifact) -> dict[str, float]:
     """By label column, the temperature that `evaluate` found."""
     found: dict[str, float] = json.loads((evaluated.path / "calibration.json").read_text(encoding="utf-8"))
     return found
-
-
-def reference(evaluated: Artifact) -> dict[str, Any]:
-    """What texts and answers looked like in the evaluation, for telling drift."""
-    found: dict[str, Any] = json.loads((evaluated.path / "reference.json").read_text(encoding="utf-8"))
-    return found
-
-
-def deploy(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> str:
-    """Serves the recipe's classifier; returns the endpoint's URL.
-
-    Raises:
-        ClusterError: it cannot be started.
-        InputError: the recipe's address cannot work on this cluster, or no key opens the endpoint.
-    """
-    tuned, evaluated = artifacts["finetune"], artifacts["evaluate"]
-    card = {
-        "metrics": evaluated.record.metrics,
-        "lineage": {
-            name: {"fingerprint": artifact.record.fingerprint, "inputs": artifact.record.inputs}
-            for name, artifact in artifacts.items()
-        },
-        "versions": tuned.record.versions,
-    }
-    onnx, refused = _export(artifacts.get("export"))
-    model = ServedModel(
-        name=recipe.name,
-        version=tuned.record.fingerprint,
-        torch=tuned.path / "model",
-        onnx=onnx,
-        refused=refused,
-        temperature=calibration(evaluated),
-        thresholds=_thresholds(recipe, evaluated),
-        card=card,
-        reference=reference(evaluated),
-    )
-    # The store's root: an artifact stands at STORE/STAGE/FINGERPRINT.
-    return serve_model(recipe.serve, model, store=tuned.path.parent.parent)
-
-
-def _thresholds(recipe: Recipe, evaluated: Artifact) -> dict[str, float]:
-    """By single-label column, the probability below which no class is answered.
-
-    Raises:
-        InputError: no threshold makes answers right as often as is asked for.
-    """
-    wanted = recipe.serve.abstain
-    if wanted is None:
-        return {}
-    curves = json.loads((evaluated.path / "abstention.json").read_text(encoding="utf-8"))
-    single = [label.column for label in recipe.data.labels if not label.multi]
-    if wanted.below is not None:
-        return dict.fromkeys(single, wanted.below)
-    assert wanted.accuracy is not None
-    found = {}
-    for name in single:
-        curve = [Abstaining(**each) for each in curves.get(name, ())]
-        threshold = threshold_for(wanted.accuracy, curve)
-        if threshold is None:
-            best = max((each.accuracy for each in curve), default=0.0)
-            raise InputError(
-                f"serve.abstain.accuracy is {wanted.accuracy:g}, but whatever is left unanswered, no more than "
-                f"{best:.4f} of the answers for {name} were right in validation; set it lower."
-            )
-        found[name] = threshold
-    return found
-
-
-def _export(exported: Artifact | None) -> tuple[UPath | None, str]:
-    """Where the export stands, or why there is none."""
-    if exported is None:
-        return None, ""
-    folder = exported.path / ONNX
-    if (folder / NOTES).exists():
-        return folder, ""
-    refused = json.loads((exported.path / "export.json").read_text(encoding="utf-8"))["refused"]
-    return None, "; ".join(f"{name}: {why}" for name, why in refused.items())
 
 
 def key_to_ask_with(settings: ExposureSettings) -> str | None:

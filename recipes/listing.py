@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -11,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 from upath import UPath
 
-from cluster.store import Artifact, Store, read_artifact
+from cluster.store import Artifact, Store, is_local, read_artifact
 from models.settings import InputError
 from pipelines.training.interruptions import GROUPS, interruptions
 from recipes.printing import plain_table
@@ -31,8 +32,6 @@ _HEADLINES = (
     "accuracy",
     "macro_f1",
 )
-_STAGES = {"without_pretraining": "finetune"}
-"""Of inputs that are called by what they are to those that build on them."""
 _OF_OTHERS = ("baseline", "validation", "without_pretraining")
 
 
@@ -77,7 +76,7 @@ def existing_store(url: str) -> Store:
         raise InputError(f"the store {url} cannot be read: {error}.") from error
     if not found:
         raise InputError(f"there is no store at {url}; name another with --store.")
-    return Store(root)
+    return Store(UPath(Path(root.path).absolute()) if is_local(root) else root)
 
 
 def status_table(store: Store) -> Table:
@@ -189,7 +188,7 @@ def _ancestry(artifact: Artifact, store: Store) -> Group:
 
 def _branch(name: str, identity: str, store: Store) -> Tree:
     tree = Tree(Text(f"{name} {identity}"))
-    if parent := store.find(_STAGES.get(name, name), identity):
+    if parent := store.find_input(name, identity):
         tree.label = Text(f"{name} {identity}  {headline(parent.record.metrics)}")
         for further, its_identity in parent.record.inputs.items():
             tree.add(_branch(further, its_identity, store))

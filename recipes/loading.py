@@ -17,6 +17,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from models.settings import InputError
 from recipes.recipe import Recipe
+from serve.settings import ServeSettings
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -31,16 +32,30 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     config = _read(Path(path))
     for override in overrides:
         _override(config, override)
-    try:
-        values = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise InputError(f"{path}: {_reason(error)}.") from error
-    if flags := list(_misplaced_booleans(values, ())):
-        raise InputError("\n".join(f"{path}: {sentence}" for sentence in flags))
+    values = _values(config, f"{path}: ")
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError("\n".join(f"{path}: {sentence}" for sentence in _sentences(error.errors()))) from error
+
+
+def load_serve_settings(overrides: Sequence[str]) -> ServeSettings:
+    """The endpoint's settings where there is no recipe: the defaults with `serve.KEY=VALUE` overrides applied.
+
+    Raises:
+        InputError: names the override, the key and what would be right; one line for each mistake.
+    """
+    config = OmegaConf.create({"serve": {}})
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if equals and key.partition(".")[0].strip() != "serve":
+            raise InputError(f"{override!r}: of a registered model only serve can be set, for example serve.port=8001.")
+        _override(config, override)
+    try:
+        return ServeSettings.model_validate(_values(config, "")["serve"])
+    except ValidationError as error:
+        located = [ErrorDetails(**{**each, "loc": ("serve", *each["loc"])}) for each in error.errors()]
+        raise InputError("\n".join(_sentences(located))) from error
 
 
 def _read(path: Path) -> DictConfig:
@@ -60,6 +75,17 @@ def _read(path: Path) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise InputError(f"{path} is no recipe: it must be a mapping with name, data and finetune.")
     return config
+
+
+def _values(config: DictConfig, place: str) -> dict[str, Any]:
+    """What the config says, with the values that refer to others filled in; a mistake is told with its place."""
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{place}{_reason(error)}.") from error
+    if flags := list(_misplaced_booleans(values, ())):
+        raise InputError("\n".join(f"{place}{sentence}" for sentence in flags))
+    return dict(values)
 
 
 def _override(config: DictConfig, override: str) -> None:

@@ -6,7 +6,8 @@ What takes seconds to import is imported where it is needed: `shoal --help` shou
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -37,10 +38,10 @@ def planned(recipe: Path, overrides: Sequence[str] | None) -> "tuple[Recipe, Sto
     from recipes.planning import plan
 
     loaded = load_recipe(recipe, overrides or ())
-    return loaded, Store.open(_durable(loaded.store)), plan(loaded)
+    return loaded, Store.open(durable(loaded.store)), plan(loaded)
 
 
-def _durable(store: str) -> str:
+def durable(store: str) -> str:
     """`store`, but a relative one under the home folder inside a Ray job, whose working folder Ray removes."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ or "://" in store or Path(store).expanduser().is_absolute():
         return store
@@ -67,6 +68,23 @@ def complete_until(recipe: Path, overrides: Sequence[str] | None, until: str | N
         if (artifact := store.find(stages[name].name, stages[name].fingerprint))
     ]
     console_on().print(plain_table(rows))
+
+
+def completed_parts(
+    recipe: Path, overrides: Sequence[str] | None, wanted: Sequence[str]
+) -> "tuple[Recipe, Store, dict[str, Artifact]]":
+    """A recipe, its store, and the artifacts of the wanted stages, as far as it has them.
+
+    Ray is started only where one of these is missing.
+    """
+    loaded, store, stages = planned(recipe, overrides)
+    parts = {name: stages[name] for name in wanted if name in stages}
+    found = {name: store.find(stage.name, stage.fingerprint) for name, stage in parts.items()}
+    there = {name: artifact for name, artifact in found.items() if artifact}
+    if len(there) == len(parts):
+        return loaded, store, there
+    with working(loaded.store) as terminal:
+        return loaded, store, completed(parts, store, progress_on(terminal.err), loaded.name)
 
 
 @contextlib.contextmanager
@@ -101,6 +119,28 @@ def completed(
     from pipelines.stage import complete
 
     return {name: complete(stage, store, progress, recipe) for name, stage in stages.items()}
+
+
+def stay(meanwhile: Callable[[], None] | None = None, seconds: float = 5.0) -> None:
+    """Until Ctrl-C or SIGTERM, which interrupt `meanwhile` too: it is called after every so many seconds."""
+    asked, at_work = threading.Event(), False
+
+    def end(*_: object) -> None:
+        asked.set()
+        if at_work:
+            raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, end) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not asked.wait(seconds if meanwhile else None):
+            assert meanwhile is not None
+            with contextlib.suppress(KeyboardInterrupt):
+                at_work = True
+                meanwhile()
+            at_work = False
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def progress_on(file: IO[str]) -> "Progress":

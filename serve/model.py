@@ -1,5 +1,12 @@
-"""What is served: one version of a classifier, and which engine computes it."""
+"""What is served: one version of a classifier, and which engine computes it.
 
+Its files are held against the digests that it was registered with before anything in them is parsed. What is parsed is
+safetensors, ONNX and JSON (and a tokenizer's plain text): nothing that can run code.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from upath import UPath
 
+from cluster.digests import difference
 from cluster.store import local_copy
 from models.engine import Engine
 from models.settings import InputError
@@ -36,9 +44,13 @@ class ServedModel:
     thresholds: dict[str, float] = field(default_factory=dict)
     """By label column, the calibrated probability below which no class is answered."""
     card: dict[str, Any] = field(default_factory=dict)
-    """What `/v1/model` tells besides (`metrics`, `lineage`); plain JSON types."""
+    """What `/v1/model` tells besides (`metrics`, `lineage`, `registered`); plain JSON types."""
     reference: dict[str, Any] | None = None
     """What texts and answers looked like in its evaluation (`models.drift.Reference`); plain JSON types."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """The digest of each file in `torch`, by its path there; others are not looked at. Empty: nothing is checked."""
+    onnx_sha256: dict[str, str] = field(default_factory=dict)
+    """The same of `onnx`."""
 
     def check(self, settings: ServeSettings) -> None:
         """Refuses what could not be served.
@@ -52,18 +64,26 @@ class ServedModel:
             why = f" ({self.refused})" if self.refused else ""
             raise InputError(f"serve.engine is onnx, but {self.name} has no export{why}; set serve.engine=auto.")
 
+    def verify(self, settings: ServeSettings) -> None:
+        """Reads the files that a replica would load, in the store, and holds them against their digests.
+
+        Raises:
+            InputError: one is missing or not the one that was registered.
+            OSError, BotoCoreError: the store cannot be read.
+        """
+        folder = self._folder(settings)
+        folder.fs.invalidate_cache()
+        check_files(folder, self.onnx_sha256 if folder == self.onnx else self.sha256)
+
     def load(self, settings: ServeSettings) -> Engine:
         """The engine that the settings ask for, warmed up; torch is imported only where it computes.
 
         Raises:
-            InputError: a file is missing or damaged, or the model gives no finite numbers.
+            InputError: a file is missing, damaged or not the registered one, or the model gives no finite numbers.
         """
         threads = max(1, round(settings.cpus))
-        wanted = settings.engine
-        if wanted == "auto":
-            wanted = "torch" if settings.gpus > 0 or self.onnx is None else "onnx"
-        with local_copy(self.torch if wanted == "torch" or self.onnx is None else self.onnx) as folder:
-            engine = self._load(wanted, folder, settings, threads)
+        with local_copy(self._folder(settings)) as folder:
+            engine = self._load(folder, settings, threads)
         warm_up(engine, settings.batch_tokens)
         return engine
 
@@ -71,21 +91,60 @@ class ServedModel:
         """What explains its answers: the classifier in torch, whatever engine answers. It imports torch.
 
         Raises:
-            InputError: a file is missing or damaged.
+            InputError: a file is missing, damaged or not the registered one.
         """
         from models.explaining import Explainer
 
         with local_copy(self.torch) as folder:
-            return Explainer(folder, self.temperature, threads=max(1, round(settings.cpus)))
+            check_files(UPath(folder), self.sha256, self.torch)
+            with _only(folder, self.sha256) as seen:
+                return Explainer(seen, self.temperature, threads=max(1, round(settings.cpus)))
 
-    def _load(self, wanted: str, folder: Path, settings: ServeSettings, threads: int) -> Engine:
-        if wanted == "onnx":
-            from models.onnx_engine import load_onnx_engine
+    def _wanted(self, settings: ServeSettings) -> str:
+        if settings.engine == "auto":
+            return "torch" if settings.gpus > 0 or self.onnx is None else "onnx"
+        return settings.engine
 
+    def _folder(self, settings: ServeSettings) -> UPath:
+        return self.torch if self._wanted(settings) == "torch" or self.onnx is None else self.onnx
+
+    def _load(self, folder: Path, settings: ServeSettings, threads: int) -> Engine:
+        if self._wanted(settings) == "onnx":
+            from models.onnx_engine import NOTES, load_onnx_engine
+
+            # The notes hold the digests of the other files, and the engine checks those.
+            notes = {NOTES: self.onnx_sha256[NOTES]} if NOTES in self.onnx_sha256 else {}
+            check_files(UPath(folder), notes, self.onnx)
             return load_onnx_engine(folder, threads=threads, temperature=self.temperature)
         from models.torch_engine import load_torch_engine
 
-        return load_torch_engine(folder, precision=settings.precision, threads=threads, temperature=self.temperature)
+        check_files(UPath(folder), self.sha256, self.torch)
+        with _only(folder, self.sha256) as seen:
+            return load_torch_engine(seen, precision=settings.precision, threads=threads, temperature=self.temperature)
+
+
+def check_files(folder: UPath, sha256: Mapping[str, str], known_as: UPath | None = None) -> None:
+    """Holds files in `folder`, which the user knows as another one where it is a copy, against their digests.
+
+    Raises:
+        InputError: one is missing or not the one that was registered.
+    """
+    if problem := difference(folder, sha256):
+        raise InputError(f"{known_as or folder}/{problem}; restore it, or register and serve another version.")
+
+
+@contextlib.contextmanager
+def _only(folder: Path, names: Mapping[str, str]) -> Iterator[Path]:
+    """The folder as if it held nothing but the files named, so that none beside them is read; itself where none is."""
+    if not names:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="shoal-") as seen:
+        for name in names:
+            link = Path(seen) / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((folder / name).absolute())
+        yield Path(seen)
 
 
 def warm_up(engine: Engine, batch_tokens: int) -> None:

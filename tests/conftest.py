@@ -1,10 +1,11 @@
-"""Fixtures that all tests share: one Ray cluster, and an S3 server of our own."""
+"""Fixtures that all tests share: one Ray cluster, an S3 server of our own, and the command."""
 
 import os
 import shutil
 import subprocess
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,10 @@ import ray
 from moto.server import ThreadedMotoServer
 from upath import UPath
 
+import shoal
 from cluster.connect import connected
+from cluster.logs import CommandLog
+from recipes import running
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -94,3 +98,30 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs to mount a filesystem")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Runs the command in this process, without colours, logging to a folder of its own."""
+    monkeypatch.setenv("SHOAL_LOGS", str(tmp_path / "logs"))
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(running, "LOG", CommandLog())
+        capfd.readouterr()
+        status = shoal.main([str(each) for each in arguments])
+        return Outcome(status, *capfd.readouterr())
+
+    return run

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -20,21 +19,9 @@ import pytest
 import yaml
 from upath import UPath
 
-import shoal
-from cluster.logs import CommandLog
 from cluster.store import RECORD, Store
-from recipes import running
-from tests.conftest import RefusingWrites
+from tests.conftest import Command, Outcome, RefusingWrites
 from tests.making import WORDS, make_encoder
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
 
 
 @dataclass(frozen=True)
@@ -48,24 +35,6 @@ class Finished:
     @property
     def store(self) -> Path:
         return self.recipe.parent / "store"
-
-
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Runs the command in this process, without colours, logging to a folder of its own."""
-    monkeypatch.setenv("SHOAL_LOGS", str(tmp_path / "logs"))
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(running, "LOG", CommandLog())
-        capfd.readouterr()
-        status = shoal.main([str(each) for each in arguments])
-        return Outcome(status, *capfd.readouterr())
-
-    return run
 
 
 def make_recipe(folder: Path, rows: int = 160, **finetune: object) -> Path:

@@ -5,7 +5,6 @@ loss on the validation split (Guo et al. 2017). It changes no prediction of a si
 sure the classifier says it is.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
+
+from models.abstaining import Abstaining
 
 Floats = npt.NDArray[np.floating]
 
@@ -68,18 +69,6 @@ def fit_temperature(logits: Floats, labels: npt.NDArray[Any], multi: bool) -> fl
     return float(np.exp(found.x))
 
 
-@dataclass(frozen=True)
-class Abstaining:
-    """What comes of answering only where the calibrated probability of the likeliest class is high enough."""
-
-    below: float
-    """Where it is less than this, there is no answer."""
-    answered: float
-    """The share of the texts that are answered."""
-    accuracy: float
-    """How often those answers are right."""
-
-
 def abstaining(probability: Floats, labels: npt.NDArray[Any]) -> list[Abstaining]:
     """For thresholds from 0 in steps of 1/100, of [n, classes] probabilities; ends where nothing is answered."""
     confidence, right = probability.max(axis=1), probability.argmax(axis=1) == labels
@@ -90,11 +79,6 @@ def abstaining(probability: Floats, labels: npt.NDArray[Any]) -> list[Abstaining
             break
         found.append(Abstaining(hundredth / 100, float(answered.mean()), float(right[answered].mean())))
     return found
-
-
-def threshold_for(accuracy: float, found: Sequence[Abstaining]) -> float | None:
-    """The lowest threshold above which answers are right so often; None where there is none."""
-    return next((each.below for each in found if each.accuracy >= accuracy), None)
 
 
 def reliability(probability: Floats, labels: npt.NDArray[Any], multi: bool) -> Reliability:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.abstaining import Abstaining
 from models.labels import LabelColumn, spans
 from pipelines.evaluating.calibration import (
-    Abstaining,
     Reliability,
     abstaining,
     fit_temperature,

@@ -59,7 +59,7 @@ def end_and_unknown(task: Task) -> tuple[int | None, int]:
     """
     with local_copy(task.out / "tokenizer") as folder:
         bare = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ends = bare.num_special_tokens_to_add(False) > 0 or tokenizer.eos_token_id is None
     return None if ends else int(tokenizer.eos_token_id), int(
         -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id

@@ -35,8 +35,8 @@ def copy_tokenizer(
     """
     with encoder_folder(encoder) as name:
         try:
-            config = AutoConfig.from_pretrained(name)
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # of `tokenizers`, bare ones
             raise InputError(
                 f"{of}.encoder: {encoder} has no tokenizer that can be loaded: {reason_of(error)}."

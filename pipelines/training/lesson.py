@@ -21,7 +21,7 @@ Stopped = Callable[[], bool]
 def stored_tokenizer(prepared: Prepared) -> PreTrainedTokenizerBase:
     """A prepared dataset's, wherever it lies."""
     with local_copy(prepared.tokenizer_folder) as folder:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 class Lesson(Protocol):

@@ -214,7 +214,7 @@ class Pretraining:
             own, state = self._fresh_config(encoder, tokenizer), None
         else:
             with encoder_folder(encoder) as source:
-                own, state = AutoConfig.from_pretrained(source), keep_the_rest(model, source)
+                own, state = AutoConfig.from_pretrained(source, trust_remote_code=False), keep_the_rest(model, source)
         copy_dropout(own, model.config)
         model.config.use_cache = getattr(own, "use_cache", True)
         model.save_pretrained(folder, state_dict=state)

@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from upath import UPath
 
+from models.abstaining import Abstaining, threshold_for
 from models.drift import NONE, Reference
 from models.engine import Encoded
 from models.labels import LabelColumn
@@ -23,7 +24,7 @@ from models.torch_engine import load_torch_engine
 from pipelines import evaluate
 from pipelines.evaluate import EvaluateSettings, GateError
 from pipelines.evaluating import scoring
-from pipelines.evaluating.calibration import Abstaining, probabilities, threshold_for
+from pipelines.evaluating.calibration import probabilities
 from pipelines.evaluating.scoring import score
 from pipelines.prepared import Prepared
 from pipelines.progress import Progress
