@@ -19,6 +19,7 @@ from tokenizers import Encoding, Tokenizer
 
 from models.batches import group_by_length
 from models.labels import LabelColumn, spans, total_classes
+from models.redaction import REACH
 from models.settings import InputError
 from models.spec import ClassifierSpec
 from models.text import cleaned
@@ -169,11 +170,14 @@ class Engine(ABC):
     def _opening(self, text: str, tokens: int) -> str:
         """The first lines of a long text, where they hold the `tokens` that the model reads of it; otherwise the text.
 
-        Lines, since texts are cleaned line by line: so it is the same whether before or after the cut.
+        Lines, since texts are repaired line by line: so it is the same whether before or after the cut. What is masked
+        may depend on a little of what follows; the part that could is not counted on.
         """
         characters = _OPENING * tokens
         while 0 < (end := text.find("\n", characters) + 1) < len(text):
-            (encoding,) = self._tokenizer.encode_batch(cleaned([text[:end]], self.spec.text))
+            (opening,) = cleaned([text[:end]], self.spec.text)
+            sure = opening[: max(len(opening) - REACH, 0)] if self.spec.text.redact else opening
+            (encoding,) = self._tokenizer.encode_batch([sure])
             if sum(len(part.ids) for part in (encoding, *encoding.overflowing)) >= tokens + _SPARE:
                 return text[:end]
             characters = 4 * end

@@ -44,6 +44,14 @@ def execution(default: Any = ..., **field: Any) -> Any:
     return Field(default, json_schema_extra={"execution": True}, **field)
 
 
+def added(default: Any, **field: Any) -> Any:
+    """A field that a stage was given when there were artifacts without it.
+
+    At its default it stays out of the fingerprint, so that they are still found.
+    """
+    return Field(default, json_schema_extra={"added": True}, **field)
+
+
 class Settings(BaseModel):
     """Settings of one stage or part: immutable, described at each field, no unknown keys."""
 
@@ -54,7 +62,7 @@ class Settings(BaseModel):
         return {
             name: _plain(getattr(self, name))
             for name, field in type(self).model_fields.items()
-            if not _is_execution(field)
+            if not _is_execution(field) and not (_is_added(field) and getattr(self, name) == field.default)
         }
 
     def only(self, kind: type[Part]) -> Part:
@@ -64,6 +72,10 @@ class Settings(BaseModel):
 
 def _is_execution(field: FieldInfo) -> bool:
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("execution"))
+
+
+def _is_added(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("added"))
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ to mend.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Literal
@@ -27,7 +28,8 @@ from ftfy.fixes import (
 from numpy.typing import NDArray
 from pydantic import Field
 
-from models.settings import Settings
+from models.redaction import RedactionSettings, Redactor
+from models.settings import Settings, added
 
 REPAIRS = ftfy.TextFixerConfig(
     # Mis-decoded text, entities, control characters and stray line breaks are damage. Curly quotes, wide Chinese
@@ -58,17 +60,21 @@ class TextSettings(Settings):
 
     repair: bool = Field(True, description="Mend mis-decoded text (ftfy).")
     normalise: Literal["NFC", "NFKC", "none"] = Field("NFC", description="Unicode form; white space is folded too.")
+    redact: RedactionSettings | None = added(
+        None,
+        description="Masks personal data, in texts to classify later as in these; {} masks all kinds.",
+    )
 
 
 def cleaned(texts: Sequence[str], settings: TextSettings) -> list[str]:
-    """The texts, repaired and normalised as the settings say."""
+    """The texts, repaired, normalised and freed of personal data as the settings say."""
     array = pa.array(texts, pa.string())
     if settings.repair:
         array = repair(array)
     if settings.normalise != "none":
         array = normalise(array, settings.normalise)
     result: list[str] = array.to_pylist()
-    return result
+    return result if settings.redact is None else settings.redact.redactor.redact_all(result)
 
 
 def may_need_repair(texts: pa.Array) -> NDArray[np.bool_]:
@@ -156,6 +162,20 @@ def normalise(texts: pa.Array, form: str) -> pa.Array:
         return texts
     folded = pc.utf8_trim(pc.replace_substring_regex(texts.filter(unfolded), _SPACES, " "), " ")
     return pc.replace_with_mask(texts, unfolded, folded)
+
+
+def redact(texts: pa.Array, redactor: Redactor) -> tuple[pa.Array, dict[str, int]]:
+    """The texts without personal data, and how much of each kind there was. What is null stays null."""
+    counts: Counter[str] = Counter()
+    masked: list[str | None] = []
+    changed = False
+    for text in texts.to_pylist():
+        found = redactor.redact(text) if text is not None else None
+        masked.append(found.text if found else None)
+        if found and found.counts:
+            counts.update(found.counts)
+            changed = True
+    return pa.array(masked, pa.string()) if changed else texts, dict(counts)
 
 
 def _mask(values: pa.Array) -> NDArray[np.bool_]:

@@ -24,12 +24,13 @@ from models.settings import InputError, Settings
 from models.text import TextSettings
 from pipelines.parts import run_parts
 from pipelines.prepared import INDEX, Index, SplitFile, SplitIndex
-from pipelines.preparing.chunking import partitions_for, step_counts
+from pipelines.preparing.chunking import masked_counts, partitions_for, step_counts
 from pipelines.preparing.clean_pass import CleanPass
 from pipelines.preparing.cleaning import CleaningSettings
 from pipelines.preparing.corpus import CorpusClean, CorpusSource, find_corpus, telling_source
 from pipelines.preparing.corpus_tokenizer import copy_corpus_tokenizer, end_and_unknown, train_corpus_tokenizer
 from pipelines.preparing.gather_pass import GatherPass, pieces_of
+from pipelines.preparing.names import names_identity, with_names
 from pipelines.preparing.pack_pass import (
     Copies,
     PackPass,
@@ -102,7 +103,7 @@ class PackStageSettings(Settings):
 
 
 def externals(settings: PackStageSettings) -> dict[str, str]:
-    """Identities of the sources and of the encoder's tokenizer."""
+    """Identities of the sources, of the encoder's tokenizer and of the names to mask."""
     parts = []
     for number, source in enumerate(settings.pack.sources):
         with telling_source(number):
@@ -110,7 +111,7 @@ def externals(settings: PackStageSettings) -> dict[str, str]:
     found = {"corpus": hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}
     if settings.encoder and settings.pack.tokenizer is None:
         found["tokenizer"] = encoder_identity(settings.encoder, TOKENIZER_FILES, "pretrain")
-    return found
+    return found | names_identity(settings.pack)
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def run(task: Task) -> dict[str, Any]:
         deduplicate=pack.deduplicate, validation_share=pack.validation_share, test_share=0.0, seed=pack.seed
     )
     data = tuple(source.as_data() for source in pack.sources)
-    cleaning = pack.only(CleaningSettings)
+    cleaning = with_names(pack.only(CleaningSettings))
     passes = tuple(CleanPass(each, cleaning, splitting, partitions, str(task.work)) for each in data)
     cleaned = run_parts("clean", units, CorpusClean(passes), task.work / "clean", task.progress)
     given = frozenset(code for result in cleaned for code in result["given"])
@@ -200,7 +201,7 @@ def run(task: Task) -> dict[str, Any]:
         labels=(),
         max_length=pack.length,
         splits=splits,
-        text=TextSettings(repair=pack.repair, normalise=pack.normalise),
+        text=cleaning.only(TextSettings),
     )
     with telling_storage_errors(str(task.out)):
         rejected = write_rejected(task.work, task.out / "rejected", plain_units, cleaned, gathered)
@@ -223,6 +224,7 @@ def run(task: Task) -> dict[str, Any]:
         "documents": documents_out,
         "rejected": rejected,
         **{f"rejected_{step}": count["dropped"] for step, count in steps.items() if count["dropped"]},
+        **masked_counts(cleaned),
         "tokens": sum(map(sum, by_source)),
         "train_tokens": splits["train"].tokens,
         "train_rows": splits["train"].rows,

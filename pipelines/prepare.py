@@ -24,12 +24,13 @@ from models.settings import InputError, Settings
 from models.text import TextSettings
 from pipelines.parts import run_parts
 from pipelines.prepared import INDEX, SPLITS, Index, SplitFile, SplitIndex
-from pipelines.preparing.chunking import chunk_rows_for, partitions_for, step_counts
+from pipelines.preparing.chunking import chunk_rows_for, masked_counts, partitions_for, step_counts
 from pipelines.preparing.clean_pass import CleanPass
 from pipelines.preparing.cleaning import CleaningSettings, check_classes
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.dataset_tokenizer import copy_tokenizer, train_tokenizer
 from pipelines.preparing.gather_pass import GatherPass, pieces_of, sample_texts
+from pipelines.preparing.names import names_identity, with_names
 from pipelines.preparing.rejected import write_rejected
 from pipelines.preparing.report import write_report
 from pipelines.preparing.sources import find_sources, sources_identity
@@ -63,11 +64,11 @@ class PrepareStageSettings(Settings):
 
 
 def externals(settings: PrepareStageSettings) -> dict[str, str]:
-    """Identities of the source data and of the encoder's tokenizer."""
+    """Identities of the source data, of the encoder's tokenizer and of the names to mask."""
     found = {"data": sources_identity(settings.data)}
     if settings.encoder and settings.prepare.tokenizer is None:
         found["tokenizer"] = encoder_identity(settings.encoder, TOKENIZER_FILES)
-    return found
+    return found | names_identity(settings.prepare)
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -97,8 +98,9 @@ def run(task: Task) -> dict[str, Any]:
     partitions = partitions_for(sources)
     # Of the settings each pass gets its own part: to load this module costs a worker seconds.
     splitting = prepare.only(SplittingSettings)
-    cleaning = CleanPass(settings.data, prepare.only(CleaningSettings), splitting, partitions, str(task.work))
-    cleaned = run_parts("clean", units, cleaning, task.work / "clean", task.progress)
+    cleaning = with_names(prepare.only(CleaningSettings))
+    clean = CleanPass(settings.data, cleaning, splitting, partitions, str(task.work))
+    cleaned = run_parts("clean", units, clean, task.work / "clean", task.progress)
     clock.lap("clean")
 
     given = frozenset(code for result in cleaned for code in result["given"])
@@ -138,7 +140,7 @@ def run(task: Task) -> dict[str, Any]:
         pair=settings.data.text_pair is not None,
         max_length=prepare.max_length,
         splits=splits,
-        text=TextSettings(repair=prepare.repair, normalise=prepare.normalise),
+        text=cleaning.only(TextSettings),
         columns=settings.data.columns,
     )
     with telling_storage_errors(str(task.out)):
@@ -159,6 +161,7 @@ def run(task: Task) -> dict[str, Any]:
         "rejected": rejected,
         **{f"rejected_{step}": count["dropped"] for step, count in steps.items() if count["dropped"]},
         **{f"changed_{step}": count["changed"] for step, count in steps.items() if count["changed"]},
+        **masked_counts(cleaned),
         "conflicting_duplicates": sum(result["conflicts"] for result in gathered),
         **{f"{name}_rows": split.rows for name, split in splits.items()},
         "tokens": sum(split.tokens for split in splits.values()),

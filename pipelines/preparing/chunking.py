@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from models.redaction import KINDS, NAME
 from pipelines.preparing.formats import Source
 from pipelines.preparing.sieve import STEPS
 
@@ -23,6 +24,14 @@ def chunk_rows_for(rows: int) -> int:
     """Rows in a chunk of a training set of `rows`."""
     parts = math.ceil(rows / (_CHUNKS_MULTIPLE * _LARGEST_CHUNK))
     return max(math.ceil(rows / (_CHUNKS_MULTIPLE * parts)), _SMALLEST_CHUNK)
+
+
+def masked_counts(cleaned: list[dict[str, Any]]) -> dict[str, int]:
+    """How much personal data of each kind was masked, as metrics."""
+    masked: Counter[str] = Counter()
+    for result in cleaned:
+        masked.update(result.get("redacted", {}))
+    return {f"masked_{kind}": masked[kind] for kind in (*KINDS, NAME) if masked[kind]}
 
 
 def step_counts(results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

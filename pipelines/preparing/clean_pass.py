@@ -29,6 +29,7 @@ class CleanPass:
     def __call__(self, number: int, unit: Unit) -> dict[str, Any]:
         decoded = decode(unit, self.data)
         sieve = decoded.sieve
+        sieve.redactor = self.cleaning.redact.redactor if self.cleaning.redact else None
         clean(sieve, self.data, self.cleaning, unit.source.split)
         table = sieve.table.combine_chunks()
         text = whole(table["text"])
@@ -48,8 +49,9 @@ class CleanPass:
         offsets = write_spill(
             table, partition_of(keys, self.partitions), self.partitions, folder / f"{number:06d}.spill"
         )
-        if len(sieve.rejected):
-            write_rows(folder / f"{number:06d}.rejected", sieve.rejected)
+        rejected = sieve.rejected
+        if len(rejected):
+            write_rows(folder / f"{number:06d}.rejected", rejected)
         return {
             "rows": decoded.rows,
             "lines": decoded.lines,
@@ -57,5 +59,6 @@ class CleanPass:
             "given": sorted({int(code) for code in np.unique(table["given"].to_numpy()) if code >= 0}),
             "dropped": dict(sieve.dropped),
             "changed": dict(sieve.changed),
-            "rejected": len(sieve.rejected),
+            "redacted": dict(sieve.redacted),
+            "rejected": len(rejected),
         }

@@ -1,4 +1,4 @@
-"""The cleaning steps between decoding and duplicates: where, repair, normalise, length, labels."""
+"""The cleaning steps between decoding and duplicates: where, repair, normalise, redact, length, labels."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from models.settings import InputError
-from models.text import TextSettings, normalise, repair
+from models.text import TextSettings, normalise, redact, repair
 from pipelines.prepared import SPLITS
 from pipelines.preparing.data import DataSettings, LabelSettings, split_name
 from pipelines.preparing.decoding import internal_name
@@ -46,6 +46,10 @@ def clean(sieve: Sieve, settings: DataSettings, cleaning: CleaningSettings, give
             sieve.replace("repair", column, repair(whole(sieve.table[column])))
         if cleaning.normalise != "none":
             sieve.replace("normalise", column, normalise(whole(sieve.table[column]), cleaning.normalise))
+        if cleaning.redact is not None:
+            masked, counts = redact(whole(sieve.table[column]), cleaning.redact.redactor)
+            sieve.replace("redact", column, masked)
+            sieve.redacted.update(counts)
     _length(sieve, cleaning, texts)
     _labels(sieve, settings)
     _given(sieve, settings, given)

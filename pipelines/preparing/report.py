@@ -13,6 +13,7 @@ from pipelines.report import Figure, Section, Table, Text, render
 
 _SHOWN_CLASSES = 40
 _BINS = 40
+_MASKED = "masked_"
 
 
 def write_report(
@@ -68,6 +69,11 @@ def steps_section(metrics: Mapping[str, Any], steps: Mapping[str, Mapping[str, i
     ]
     if dropped:
         blocks.append(Figure(bars(dropped, "rows dropped"), "Rows that each step dropped."))
+    masked: list[list[str | int | float | None]] = [
+        [name.removeprefix(_MASKED), count] for name, count in metrics.items() if name.startswith(_MASKED)
+    ]
+    if masked:
+        blocks.append(Table(("personal data", "masked"), masked))
     if conflicts:
         blocks.append(
             Text(f"{conflicts:,} of the duplicates had other labels than the row that was kept (that of the majority).")

@@ -8,7 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-STEPS = ("decode", "where", "repair", "normalise", "length", "labels", "split", "duplicates")
+from models.redaction import Redactor
+from models.text import redact
+
+STEPS = ("decode", "where", "repair", "normalise", "redact", "length", "labels", "split", "duplicates")
 """What may drop or change a row, in the order in which a row meets it."""
 
 REJECTED = pa.schema(
@@ -31,6 +34,10 @@ class Sieve:
         self.file = file
         self.dropped: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
+        self.redacted: Counter[str] = Counter()
+        """How much personal data of each kind was masked."""
+        self.redactor: Redactor | None = None
+        """What masks it in rejected rows, whichever step they come to."""
         self._rejected: list[pa.Table] = []
 
     def drop(self, step: str, bad: NDArray[np.bool_], reasons: Any) -> None:
@@ -52,7 +59,7 @@ class Sieve:
             "row": pc.add(lines, 1) if isinstance(lines, pa.Array | pa.ChunkedArray) else pa.array(lines, pa.int64()),
             "step": pa.array([step] * count, pa.string()),
             "reason": pa.array(values, pa.string()),
-            "text": pc.utf8_slice_codeunits(texts, 0, _KEPT_TEXT),
+            "text": texts,
         }
         self._rejected.append(pa.table(columns, schema=REJECTED))
 
@@ -66,8 +73,14 @@ class Sieve:
 
     @property
     def rejected(self) -> pa.Table:
-        """All rejected rows, by step and row."""
-        return pa.concat_tables(self._rejected) if self._rejected else REJECTED.empty_table()
+        """All rejected rows, by step and row, with the beginnings of their texts."""
+        table = pa.concat_tables(self._rejected) if self._rejected else REJECTED.empty_table()
+        columns = {name: whole(table[name]) for name in table.column_names}
+        if self.redactor:
+            # Before texts are cut: half a number would not be known for one. Reasons quote cells.
+            columns |= {name: redact(columns[name], self.redactor)[0] for name in ("reason", "text")}
+        columns["text"] = pc.utf8_slice_codeunits(columns["text"], 0, _KEPT_TEXT)
+        return pa.table(columns, schema=REJECTED)
 
 
 def mask(values: Any) -> NDArray[np.bool_]:

@@ -1,5 +1,6 @@
 """The engine: the same answers whatever stands beside a text, in the order given, as transformers itself gives."""
 
+import random
 import time
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from models.redaction import RedactionSettings
 from models.settings import InputError
+from models.text import TextSettings
 from models.torch_engine import TorchEngine, load_torch_engine
 from tests.small_classifiers import CORPUS, SENTIMENT, TOPICS, make_classifier
 
@@ -48,6 +51,23 @@ def test_a_long_text_is_read_as_a_whole_one(engine: TorchEngine, lines: list[str
         opened = engine.encode([text])
         patch.setattr(TorchEngine, "_opening", lambda _, text, tokens: text)
         assert engine.encode([text]) == opened
+
+
+NUMBERS = ["4111 1111", "1111 1111", "DE89 3704 0044", "0532 0130 00", "late bags"]
+
+
+def test_a_long_text_is_masked_as_a_whole_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load_torch_engine(folder, precision="fp32")
+    engine.spec = engine.spec.model_copy(
+        update={"text": TextSettings(redact=RedactionSettings(kinds=("card", "iban")))}
+    )
+    monkeypatch.setattr("models.engine._OPENING", 4)
+    monkeypatch.setattr("models.engine._SPARE", 0)  # The tokenizer needs none; what is masked has a reach of its own.
+    draw = random.Random(1)
+    texts = ["\n".join(draw.choices(NUMBERS, k=100)) for _ in range(60)]
+    opened = engine.encode(texts)
+    monkeypatch.setattr(TorchEngine, "_opening", lambda _, text: text)
+    assert opened == engine.encode(texts)
 
 
 def test_of_a_long_text_only_the_beginning_costs_anything(engine: TorchEngine) -> None:
