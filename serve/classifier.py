@@ -5,11 +5,11 @@ from functools import partial
 from ray import serve as ray_serve
 from starlette.types import ASGIApp
 
+from serve import refusals
 from serve.exchange import MetricsExchange
 from serve.gateway import build_gateway
 from serve.guard import process_guard
 from serve.model import ServedModel
-from serve.refusals import on_refusal
 from serve.scaling import BUSY, QUEUED, REFUSED, SPEED
 from serve.security import Security
 from serve.settings import ServeSettings
@@ -40,7 +40,8 @@ class Classifier:
             explainer=partial(model.load_explainer, settings),
         )
         self._gateway.add_middleware(Security, guard=process_guard())
-        on_refusal.append(self._gateway.state.metrics.request)
+        # By its module: Ray ships this class by value, and with it copies of what it names directly.
+        refusals.on_refusal.append(self._gateway.state.metrics.request)
         exchange.start(self._gateway.state.metrics.page)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
