@@ -43,14 +43,26 @@ class Caller:
         return scope is None or scope in self.scopes or "admin" in self.scopes
 
 
+MODELS = "/models/"
+"""Before the name of another model in a path; what follows it asks for the same scope as it does without."""
+
+
+def _plain(path: str) -> str:
+    """The path without the name of another model."""
+    if not path.startswith(MODELS):
+        return path
+    _, slash, rest = path[len(MODELS) :].partition("/")
+    return slash + rest
+
+
 def is_open(path: str) -> bool:
     """Whether anyone may ask for the path, whatever its method."""
-    return path in _OPEN or path.startswith(STATIC)
+    return _plain(path) in _OPEN or path.startswith(STATIC)
 
 
 def scope_of(path: str) -> Scope | None:
     """The scope that a path which is not open asks for; None where any valid key will do, as for unknown paths."""
-    return _SCOPES.get(path)
+    return _SCOPES.get(_plain(path))
 
 
 def unauthorized(sentence: str, error: str = "") -> ProblemError:

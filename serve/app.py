@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import ray
 from ray import serve as ray_serve
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ControllerOptions, HTTPOptions
+from ray.serve.deployment import Application
 from ray.serve.schema import LoggingConfig
 from upath import UPath
 
@@ -24,8 +26,9 @@ from serve.haproxy import write_starter
 from serve.model import ServedModel
 from serve.scaling import TokenPolicy
 from serve.settings import ServeSettings
-
-APPLICATION = "shoal"
+from serve.traffic import remove_table
+from serve.turning import APPLICATION, await_replicas, next_table
+from serve.versions import VERSIONS, publish_version, versions_deployment
 
 _BEYOND_QUEUE = 1000
 """Requests in progress that Ray lets through beyond our queue, so that it is we who refuse (429) and not Ray."""
@@ -43,30 +46,72 @@ _PROXY = {
 """Environment of Serve's controller, from which HAProxy's settings are taken."""
 
 
-def serve_model(settings: ServeSettings, model: ServedModel, store: UPath | None = None) -> str:
-    """Serves a classifier and returns its URL once the first replicas answer; a second call replaces the first's model.
+def serve_model(
+    settings: ServeSettings,
+    model: ServedModel,
+    store: UPath | None = None,
+    others: Mapping[str, ServedModel] | None = None,
+) -> str:
+    """Serves a classifier and returns its URL once the replicas answer; a second call replaces the first's model.
 
     Args:
         settings: the endpoint's.
         model: what answers.
         store: the root of the store that holds the API keys, where they are demanded.
+        others: by name in `/models/NAME/...`, what answers there.
 
     Raises:
         ClusterError: the port is taken, or the replicas do not start.
         InputError: there is no such classifier, the address cannot work on this cluster, or no key opens the endpoint.
     """
-    model.check(settings)
+    for each in (model, *(others or {}).values()):
+        each.check(settings)
     check_exposure(settings, store)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    replicas = settings.min_replicas
+    replicas = settings.min_replicas + bool(others)
     what = "a replica" if replicas == 1 else f"{replicas} replicas"
     room_for(replicas * settings.cpus, replicas * settings.gpus, what, "serve.min_replicas, serve.cpus or serve.gpus")
     _start(settings)
-    application = Classifier.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=settings.max_queued + _BEYOND_QUEUE,
-        max_queued_requests=-1,
-        max_constructor_retry_count=2,
-        autoscaling_config=AutoscalingConfig(
+    table = next_table(
+        model=model.as_json(), others={name: publish_version(each) for name, each in (others or {}).items()}
+    )
+    if others:
+        start_versions(settings, store)
+    application = Classifier.options(**_options(settings, store)).bind(settings)  # type: ignore[attr-defined]
+    _run(application, APPLICATION, "/")
+    await_replicas(table)
+    return f"{'https' if settings.tls else 'http'}://{_reachable(settings.host)}:{settings.port}"
+
+
+def start_versions(settings: ServeSettings, store: UPath | None = None) -> None:
+    """Starts the replicas that hold other versions, unless they are there.
+
+    Raises:
+        ClusterError: they do not start.
+    """
+    options = _options(settings, store)
+    _run(versions_deployment(settings).options(**options).bind(settings), VERSIONS, None)
+
+
+def stop_versions() -> None:
+    """Takes the replicas that hold other versions away, if they are there."""
+    ray_serve.delete(VERSIONS)
+
+
+def _run(application: Application, name: str, route_prefix: str | None) -> None:
+    try:
+        ray_serve.run(application, name=name, route_prefix=route_prefix)
+    except RuntimeError as error:
+        raise ClusterError(f"the endpoint does not start: {_reason(name) or error}") from error
+
+
+def _options(settings: ServeSettings, store: UPath | None) -> dict[str, Any]:
+    """How a deployment scales, what a replica takes and knows."""
+    return {
+        "max_ongoing_requests": settings.max_queued + _BEYOND_QUEUE,
+        "max_queued_requests": -1,
+        "max_constructor_retry_count": 2,
+        "autoscaling_config": AutoscalingConfig(
             min_replicas=settings.min_replicas,
             initial_replicas=settings.min_replicas,
             max_replicas=settings.max_replicas,
@@ -79,24 +124,20 @@ def serve_model(settings: ServeSettings, model: ServedModel, store: UPath | None
             metrics_interval_s=1,
             look_back_period_s=max(2, settings.upscale_delay_s),
         ),
-        ray_actor_options={
+        "ray_actor_options": {
             "num_cpus": settings.cpus,
             "num_gpus": settings.gpus,
             "runtime_env": _runtime_env(settings, store),
         },
-        graceful_shutdown_timeout_s=settings.drain_s,
-        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-    ).bind(settings, model)
-    try:
-        ray_serve.run(application, name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
-        raise ClusterError(f"the endpoint does not start: {_reason() or error}") from error
-    return f"{'https' if settings.tls else 'http'}://{_reachable(settings.host)}:{settings.port}"
+        "graceful_shutdown_timeout_s": settings.drain_s,
+        "logging_config": LoggingConfig(enable_access_log=False, log_level="WARNING"),
+    }
 
 
 def stop() -> None:
     """Takes the endpoint down, its HAProxy too."""
     ray_serve.shutdown()
+    remove_table()
     _internal_kv_del(_ADDRESS, namespace=_NAMESPACE)
 
 
@@ -183,9 +224,9 @@ def _runtime_env(settings: ServeSettings, store: UPath | None) -> dict[str, Any]
     return {**environment, "env_vars": variables}
 
 
-def _reason() -> str:
+def _reason(name: str) -> str:
     """Why the replicas do not start, in Ray's last words."""
-    application = ray_serve.status().applications.get(APPLICATION)
+    application = ray_serve.status().applications.get(name)
     messages = [deployment.message for deployment in application.deployments.values()] if application else []
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     return lines[-1].rpartition("InputError: ")[2] if lines else ""

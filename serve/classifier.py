@@ -1,59 +1,60 @@
 """The deployment: each replica holds the HTTP face and the engine, so a plain request crosses no second process."""
 
-from functools import partial
+from typing import Any
 
 from ray import serve as ray_serve
+from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serve import refusals
 from serve.exchange import MetricsExchange
-from serve.gateway import build_gateway
+from serve.forwarding import Asked, Reply
+from serve.front import Front
 from serve.guard import process_guard
-from serve.model import ServedModel
-from serve.scaling import BUSY, QUEUED, REFUSED, SPEED
+from serve.loaded import Loaded
 from serve.security import Security
 from serve.settings import ServeSettings
+from serve.traffic import Reports, Table, read_table
+from serve.versions import VERSIONS
 
 
 @ray_serve.deployment
 @ray_serve.ingress()
 class Classifier:
-    """One replica: loads the classifier, warms it up, and answers.
+    """One replica: loads the version that the table names, warms it up, and answers.
 
     Ray calls it ready, and sends it requests, only after its constructor.
     """
 
-    def __init__(self, settings: ServeSettings, model: ServedModel) -> None:
-        engine = model.load(settings)
+    def __init__(self, settings: ServeSettings) -> None:
         replica = ray_serve.get_replica_context().replica_id.unique_id
         exchange = MetricsExchange(replica)
-        self._gateway = build_gateway(
-            engine,
-            settings,
-            name=model.name,
-            version=model.version,
-            card=model.card,
-            thresholds=model.thresholds,
-            reference=model.reference,
-            replica=replica,
-            other_metrics=exchange.others,
-            explainer=partial(model.load_explainer, settings),
-        )
-        self._gateway.add_middleware(Security, guard=process_guard())
+        self._handles: dict[str, DeploymentHandle[Any]] = {}
+
+        def load(table: Table) -> Loaded:
+            return Loaded(table.served, settings, replica, exchange.others)
+
+        table = read_table()
+        assert table is not None, "the table is written before there are replicas"
+        self._front = Front(table, load(table), load, self._ask)
         # By its module: Ray ships this class by value, and with it copies of what it names directly.
-        refusals.on_refusal.append(self._gateway.state.metrics.request)
-        exchange.start(self._gateway.state.metrics.page)
+        refusals.on_refusal.append(lambda *refusal: self._front.loaded.gateway.state.metrics.request(*refusal))
+        exchange.start(lambda: self._front.loaded.page())
+        self._front.follow(Reports(replica))
+
+    async def _ask(self, identity: str, asked: Asked) -> Reply:
+        handle = self._handles.get(identity)
+        if handle is None:
+            handle = ray_serve.get_app_handle(VERSIONS)
+            handle = handle.options(method_name="respond", multiplexed_model_id=identity)
+            self._handles[identity] = handle
+        reply: Reply = await handle.remote(asked)
+        return reply
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What autoscaling goes by; Ray asks for it every moment."""
-        load = self._gateway.state.batcher.load()
-        return {
-            QUEUED: load.queued_tokens,
-            SPEED: load.tokens_per_second,
-            BUSY: load.busy,
-            REFUSED: load.refused_per_second,
-        }
+        return self._front.loaded.load()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Ray Serve runs."""
-        return self._gateway
+        return Security(self._front, process_guard())

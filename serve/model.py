@@ -7,7 +7,7 @@ safetensors, ONNX and JSON (and a tokenizer's plain text): nothing that can run 
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,22 @@ class ServedModel:
     """The digest of each file in `torch`, by its path there; others are not looked at. Empty: nothing is checked."""
     onnx_sha256: dict[str, str] = field(default_factory=dict)
     """The same of `onnx`."""
+
+    @property
+    def identity(self) -> str:
+        """`NAME:NUMBER` of a registered version; `NAME:FINGERPRINT` of another."""
+        return f"{self.name}:{self.card.get('registered', {}).get('number', self.version)}"
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it in JSON types, as `from_json` takes it."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**plain, "torch": str(self.torch), "onnx": str(self.onnx) if self.onnx is not None else None}
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> "ServedModel":
+        """What `as_json` gave."""
+        onnx = plain["onnx"]
+        return cls(**{**plain, "torch": UPath(plain["torch"]), "onnx": UPath(onnx) if onnx is not None else None})
 
     def check(self, settings: ServeSettings) -> None:
         """Refuses what could not be served.

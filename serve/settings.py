@@ -68,6 +68,14 @@ class ServeSettings(ExposureSettings):
     explain_queue: int = Field(
         4, ge=0, description="Explanations that wait at a replica at most, while one is computed; beyond them, 429."
     )
+    models: dict[str, str] = Field(
+        {},
+        description="Other registered models (NAME, NAME@ALIAS or NAME:NUMBER) by the name they get in "
+        "/models/NAME/...; aliases are followed.",
+    )
+    models_per_replica: int = Field(
+        4, ge=1, description="Versions that one of the replicas for other models holds; the least recently used goes."
+    )
     drift: DriftSettings = Field(DriftSettings(), description="How texts are compared with the evaluation's.")
 
     @model_validator(mode="after")

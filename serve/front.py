@@ -1,0 +1,206 @@
+"""The front of a replica: it hands each request to whoever is to answer, as the table says (`serve.traffic`).
+
+Nearly always that is the gateway of the version that this replica holds. When the table names another version, the
+front loads it beside the former, hands new requests to it from one moment to the next, and lets the former finish what
+it has: no request fails, waits for loading, or is answered by half of a model. During a rollout a share of the requests
+goes to the candidate's replicas (`serve.versions`), or a copy of them, to be compared.
+"""
+
+import asyncio
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.types import Message, Receive, Scope, Send
+
+from serve.access import MODELS
+from serve.forwarding import Asked, Reply, asked_of, body_of
+from serve.loaded import Loaded
+from serve.problems import ProblemError
+from serve.traffic import LOOK_S, Board, Report, Reports, Table, read_table
+
+Ask = Callable[[str, Asked], Awaitable[Reply]]
+"""Asks the replicas that hold other versions: `NAME:NUMBER` and the request."""
+
+_SHARED = frozenset({"/v1/classify", "/predict", "/"})
+"""What a candidate may answer in the place of the stable version."""
+_OF_OTHERS = _SHARED | {"/v1/explain", "/v1/model", "/info", "/health", "/healthz"}
+_SHADOWS = 16
+"""Copies for the candidate that are under way at most; beyond them requests are not compared."""
+
+_log = logging.getLogger("shoal.front")
+
+
+class Front:
+    """ASGI application of one replica.
+
+    Args:
+        table: what is to be followed first.
+        loaded: the version that it names.
+        load: loads the version that a later table names.
+        ask: asks the replicas that hold other versions.
+    """
+
+    def __init__(self, table: Table, loaded: Loaded, load: Callable[[Table], Loaded], ask: Ask) -> None:
+        self.board = Board(table)
+        self.loaded = loaded
+        self._load = load
+        self._ask = ask
+        self._refusal: Report | None = None
+        self._shadows: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        path = scope.get("path", "")
+        table = self.board.table
+        if scope["type"] == "http" and path.startswith(MODELS):
+            await self._other(table, scope, receive, send)
+        elif table.candidate is None or scope.get("method") != "POST" or path not in _SHARED:
+            await self.loaded.gateway(scope, receive, send)
+        else:
+            await self._shared(table, scope, receive, send)
+
+    async def _other(self, table: Table, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request to another model, by its name in the path."""
+        name, slash, rest = scope["path"].removeprefix(MODELS).partition("/")
+        path = f"/{rest}" if slash else "/v1/model"
+        body = await body_of(receive)
+        if body is None:
+            return
+        identity = table.others.get(name)
+        if identity is None or path not in _OF_OTHERS:
+            known = ", ".join(f"{MODELS}{each}/v1/classify" for each in sorted(table.others))
+            sentence = f"There is nothing at {scope['path'][:80]}; " + (
+                f"other models answer at {known}." if known else "this endpoint has no other models (serve.models)."
+            )
+            reply = await _problem(ProblemError(404, sentence))
+        else:
+            try:
+                reply = await self._ask(identity, asked_of(scope, body, path))
+            except Exception:  # whatever became of the other process, the client can only try again
+                _log.warning("%s does not answer", identity, exc_info=True)
+                reply = await _problem(ProblemError(503, f"{name} does not answer; try again.", {"Retry-After": "1"}))
+        await reply.send(send)
+
+    async def _shared(self, table: Table, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request during a rollout."""
+        candidate, started = table.candidate, time.perf_counter()
+        assert candidate is not None
+        body = await body_of(receive)
+        if body is None:
+            return
+        asked = asked_of(scope, body)
+        on_trial = random.random() < candidate.share
+        if on_trial:
+            reply = await self._candidate(candidate.id, asked)
+            if reply is not None and reply.status == 200:
+                self.board.answered(table.revision, "candidate", started)
+                await reply.send(send)
+                return
+            started = time.perf_counter()
+        answer = await self._stable(scope, body, receive, send)
+        if on_trial:
+            # What neither can answer is the client's mistake, and no fault of the candidate.
+            if answer.status == 200:
+                self.board.answered(table.revision, "candidate", started, failed=True)
+            return
+        self.board.answered(table.revision, "stable", started, failed=answer.status >= 500)
+        if candidate.shadow and answer.status == 200 and len(self._shadows) < _SHADOWS:
+            task = asyncio.create_task(self._compare(table, candidate.id, asked, answer.body))
+            self._shadows.add(task)
+            task.add_done_callback(self._shadows.discard)
+
+    async def _stable(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> Reply:
+        """Lets the version of this replica answer the client; gives what it answered."""
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        status, parts = 500, list[bytes]()
+
+        async def replay() -> Message:
+            return pending.pop() if pending else await receive()
+
+        async def copied(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                parts.append(message.get("body", b""))
+            await send(message)
+
+        await self.loaded.gateway(scope, replay, copied)
+        return Reply(status, (), b"".join(parts))
+
+    async def _candidate(self, identity: str, asked: Asked) -> Reply | None:
+        try:
+            return await self._ask(identity, asked)
+        except Exception:  # a rollout's gates count it, and the client gets the other version's answer
+            _log.warning("the candidate %s does not answer", identity, exc_info=True)
+            return None
+
+    async def _compare(self, table: Table, identity: str, asked: Asked, answer: bytes) -> None:
+        """Asks the candidate what was answered already, and counts what both say."""
+        started = time.perf_counter()
+        reply = await self._candidate(identity, asked)
+        failed = reply is None or reply.status != 200
+        self.board.answered(table.revision, "candidate", started, failed=failed)
+        if reply is not None and reply.status == 200:
+            ours, theirs = labels_of(answer), labels_of(reply.body)
+            self.board.compared(table.revision, sum(map(_same, ours, theirs)), len(ours))
+
+    def follow(self, reports: Reports) -> None:
+        """Looks at the table again and again, in a thread that ends with the process, and tells what it has done."""
+        threading.Thread(target=self._follow, args=(reports,), name="traffic", daemon=True).start()
+
+    def _follow(self, reports: Reports) -> None:
+        while True:
+            try:
+                self.look(read_table())
+                reports.put(self.report())
+            except Exception:  # the head may be away for a while; the next round tries again
+                _log.warning("cannot look at the table of who answers what", exc_info=True)
+            time.sleep(LOOK_S)
+
+    def look(self, table: Table | None) -> None:
+        """Turns to a table if it is a new one; one that cannot be followed is told and not tried again."""
+        refused = self._refusal.refused if self._refusal else -1
+        if table is None or table.revision in (self.board.table.revision, refused):
+            return
+        if table.model != self.board.table.model:
+            try:
+                self.loaded = self._load(table)
+            except Exception as error:
+                _log.exception("%s cannot be loaded", table.served.name)
+                self._refusal = Report(
+                    revision=self.board.table.revision, trouble=" ".join(str(error).split()), refused=table.revision
+                )
+                return
+        self._refusal = None
+        self.board.turn_to(table)
+
+    def report(self) -> Report:
+        """What there is to tell."""
+        report = self.board.report()
+        if self._refusal:
+            report.trouble, report.refused = self._refusal.trouble, self._refusal.refused
+        return report
+
+
+def labels_of(body: bytes) -> list[Any]:
+    """The labels of an answer in any of the endpoint's shapes: of each text and label column, in order."""
+    answer = json.loads(body)
+    if isinstance(answer, dict):
+        return [said["label"] for result in answer["results"] for said in result["labels"].values()]
+    lists = answer if answer and isinstance(answer[0], list) else [answer]
+    return [scores[0]["label"] for scores in lists if scores]
+
+
+def _same(one: Any, other: Any) -> bool:
+    return sorted(one) == sorted(other) if isinstance(one, list) and isinstance(other, list) else bool(one == other)
+
+
+async def _problem(error: ProblemError) -> Reply:
+    response = error.response()
+    return Reply(response.status_code, tuple(response.raw_headers), bytes(response.body))

@@ -1,0 +1,55 @@
+"""A version that a process holds ready: its engine behind its HTTP face."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+
+from fastapi import FastAPI
+
+from serve.gateway import build_gateway
+from serve.model import ServedModel
+from serve.scaling import BUSY, QUEUED, REFUSED, SPEED
+from serve.settings import ServeSettings
+
+
+class Loaded:
+    """One version, warmed up. To drop it is enough: what is under way is answered still, and then its threads end.
+
+    Raises:
+        InputError: a file is missing, damaged or not the registered one, or the model gives no finite numbers.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        settings: ServeSettings,
+        replica: str,
+        other_metrics: Callable[[], Awaitable[Iterable[str]]] | None = None,
+    ) -> None:
+        self.model = model
+        self.gateway: FastAPI = build_gateway(
+            model.load(settings),
+            settings,
+            name=model.name,
+            version=model.version,
+            card=model.card,
+            thresholds=model.thresholds,
+            reference=model.reference,
+            replica=replica,
+            other_metrics=other_metrics,
+            explainer=partial(model.load_explainer, settings),
+        )
+
+    def page(self) -> str:
+        """Its metrics, as Prometheus reads them."""
+        page: str = self.gateway.state.metrics.page()
+        return page
+
+    def load(self) -> dict[str, float]:
+        """What there was to do since the last call, for autoscaling."""
+        load = self.gateway.state.batcher.load()
+        return {
+            QUEUED: load.queued_tokens,
+            SPEED: load.tokens_per_second,
+            BUSY: load.busy,
+            REFUSED: load.refused_per_second,
+        }
