@@ -21,6 +21,7 @@ from recipes.arguments import Overrides, RecipeArgument, StoreOption
 from recipes.key_commands import keys
 from recipes.model_commands import models
 from recipes.printing import console_on, plain_table, say
+from recipes.rollout_commands import rollout
 from recipes.running import complete_until, completed, planned, progress_on, working
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 
 app.add_typer(models)
+app.add_typer(rollout)
 app.add_typer(keys)
 
 

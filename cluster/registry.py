@@ -58,7 +58,7 @@ class Registry:
     def numbers(self, name: str) -> list[int]:
         """Of a model's versions, ascending; none where there is no such model."""
         check_name(name)
-        found = [_VERSION_FILE.fullmatch(file) for file in _listed(self._folder(name) / "versions")]
+        found = [_VERSION_FILE.fullmatch(file) for file in _listed(self.folder(name) / "versions")]
         return sorted(int(each[1]) for each in found if each)
 
     def versions(self, name: str) -> list[Version]:
@@ -77,7 +77,7 @@ class Registry:
         """
         check_name(name)
         path = self._version_file(name, number)
-        found = _read(path, Version)
+        found = read_document(path, Version)
         if found is None:
             known = ", ".join(map(str, self._known(name)))
             raise RegistryError(f"{name} has no version {number} in {self.store.root}; it has {known}.")
@@ -92,7 +92,7 @@ class Registry:
             RegistryError: their file is damaged.
         """
         check_name(name)
-        return _read(self._aliases_file(name), Aliases) or Aliases()
+        return read_document(self._aliases_file(name), Aliases) or Aliases()
 
     def number(self, name: str, alias: str) -> int:
         """The version that an alias points at; reads one small file.
@@ -130,15 +130,15 @@ class Registry:
             ClusterError: nothing can be written to the store.
         """
         check_name(name)
-        with self._held(name):
+        with self.held(name):
             while True:
                 versions = [self.version(name, number) for number in self.numbers(name)]
                 for known in versions:
                     if (known.artifacts, known.sha256) == (content.artifacts, content.sha256):
                         return known, False
                 number = versions[-1].number + 1 if versions else 1
-                version = Version(**dict(content), name=name, number=number, note=note, created=_now())
-                if write_new(self._version_file(name, number), _text(version)):
+                version = Version(**dict(content), name=name, number=number, note=note, created=now())
+                if write_new(self._version_file(name, number), text_of(version)):
                     return version, True
 
     def set_alias(
@@ -152,7 +152,7 @@ class Registry:
         """
         check_alias(alias)
         self.version(name, number)
-        with self._held(name):
+        with self.held(name):
             found = self.aliases(name)
             before = found.aliases.get(alias)
             if before == number or (only_new and before is not None):
@@ -167,21 +167,21 @@ class Registry:
             ClusterError: nothing can be written to the store.
         """
         self._known(name)
-        with self._held(name):
+        with self.held(name):
             self.number(name, alias)
             return self._change(name, self.aliases(name), alias, None, reason)
 
     def _change(self, name: str, found: Aliases, alias: str, to: int | None, reason: str) -> Change:
-        change = Change(time=_now(), alias=alias, before=found.aliases.get(alias), to=to, reason=reason)
+        change = Change(time=now(), alias=alias, before=found.aliases.get(alias), to=to, reason=reason)
         pointed = {**found.aliases, alias: to}
         kept = {each: number for each, number in sorted(pointed.items()) if number is not None}
-        write_whole(self._aliases_file(name), _text(Aliases(aliases=kept, history=[*found.history, change])))
+        write_whole(self._aliases_file(name), text_of(Aliases(aliases=kept, history=[*found.history, change])))
         return change
 
     @contextlib.contextmanager
-    def _held(self, name: str) -> Iterator[None]:
+    def held(self, name: str) -> Iterator[None]:
         """Keeps others from writing about the model while the block runs."""
-        folder = self._folder(name)
+        folder = self.folder(name)
         with telling_storage_errors(str(folder)), claimed(folder, self.tell):
             if is_local(folder):
                 (folder / "versions").mkdir(parents=True, exist_ok=True)
@@ -196,14 +196,15 @@ class Registry:
             f"{self.store.root} has no model {name}; {known}; `shoal models register RECIPE` registers one."
         )
 
-    def _folder(self, name: str) -> UPath:
+    def folder(self, name: str) -> UPath:
+        """Where all about a model is."""
         return self.store.root / REGISTRY / name
 
     def _version_file(self, name: str, number: int) -> UPath:
-        return self._folder(name) / "versions" / f"{number}.json"
+        return self.folder(name) / "versions" / f"{number}.json"
 
     def _aliases_file(self, name: str) -> UPath:
-        return self._folder(name) / "aliases.json"
+        return self.folder(name) / "aliases.json"
 
 
 def _listed(folder: UPath) -> list[str]:
@@ -217,8 +218,12 @@ def _listed(folder: UPath) -> list[str]:
         raise _unreadable(folder, error) from error
 
 
-def _read(path: UPath, kind: type[Found]) -> Found | None:
-    """A file of the registry, or None where there is none."""
+def read_document(path: UPath, kind: type[Found]) -> Found | None:
+    """A file of the registry, or None where there is none.
+
+    Raises:
+        RegistryError: it is damaged, or cannot be read.
+    """
     try:
         text = path.fs.cat_file(path.path)  # Not by the path: it may remember how large the file was.
     except (FileNotFoundError, NotADirectoryError):
@@ -228,7 +233,7 @@ def _read(path: UPath, kind: type[Found]) -> Found | None:
     try:
         return kind.model_validate(json.loads(text))
     except ValueError as error:
-        what = "a model's aliases" if kind is Aliases else "a version"
+        what = {Aliases: "a model's aliases", Version: "a version"}.get(kind, f"a rollout's {kind.__name__.lower()}")
         raise RegistryError(f"{path} is damaged: it is no record of {what}; restore it from a copy.") from error
 
 
@@ -236,9 +241,11 @@ def _unreadable(path: UPath, error: BaseException) -> RegistryError:
     return RegistryError(f"{path} cannot be read: {' '.join(str(error).split()).rstrip('.') or type(error).__name__}.")
 
 
-def _text(document: Document) -> str:
+def text_of(document: Document) -> str:
+    """The document as its file holds it."""
     return json.dumps(document.model_dump(by_alias=True), indent=2, ensure_ascii=False)
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, as the registry's files have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

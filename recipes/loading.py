@@ -17,6 +17,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from models.settings import InputError
 from recipes.recipe import Recipe
+from serve.gates import Plan
 from serve.settings import ServeSettings
 
 
@@ -56,6 +57,21 @@ def load_serve_settings(overrides: Sequence[str]) -> ServeSettings:
     except ValidationError as error:
         located = [ErrorDetails(**{**each, "loc": ("serve", *each["loc"])}) for each in error.errors()]
         raise InputError("\n".join(_sentences(located))) from error
+
+
+def load_plan(overrides: Sequence[str]) -> Plan:
+    """The steps and gates of a rollout: the defaults with `KEY=VALUE` applied.
+
+    Raises:
+        InputError: names the override, the key and what would be right; one line for each mistake.
+    """
+    config = OmegaConf.create({})
+    for override in overrides:
+        _override(config, override)
+    try:
+        return Plan.model_validate(_values(config, ""))
+    except ValidationError as error:
+        raise InputError("\n".join(_sentences(error.errors()))) from error
 
 
 def _read(path: Path) -> DictConfig:

@@ -1,7 +1,6 @@
 """Serving: a recipe's classifier, or whatever version of a registered model an alias points at."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,12 +13,19 @@ from recipes.listing import existing_store, reports, summary_rows
 from recipes.loading import load_serve_settings
 from recipes.printing import console_on, plain_table
 from recipes.registering import register, registered_sentence
+from recipes.rolling_out import LiveEndpoint
 from recipes.running import completed, durable, planned, progress_on, stay, working
-from serve.app import serve_model, stop
+from serve.app import serve_model, stop, turn_others
 from serve.following import Follower
 from serve.model import ServedModel
+from serve.others import Others
 from serve.registered import served_model
+from serve.rolling import Rolling
 from serve.settings import ServeSettings
+from serve.turning import turn
+
+_LOOK_S = 1.0
+"""How often aliases and orders are looked at: a few small files."""
 
 
 def serve_recipe(recipe: Path, overrides: Sequence[str] | None, asked: Sequence[str]) -> None:
@@ -34,7 +40,9 @@ def serve_recipe(recipe: Path, overrides: Sequence[str] | None, asked: Sequence[
         artifacts = completed(stages, store, progress_on(terminal.err), loaded.name)
         registry = Registry(store, tell)
         version, new = register(registry, loaded.name, artifacts, recipe=loaded.name)
-        url = serve_model(loaded.serve, served_model(version, store, loaded.serve), store=store.root)
+        others = Others(registry, loaded.serve)
+        model = served_model(version, store, loaded.serve)
+        url = serve_model(loaded.serve, model, store=store.root, others=others.served())
         try:
             tell(f"{registered_sentence(version, new=new)} {_made_stable(registry, version.name, version.number)}")
             if asked:
@@ -46,7 +54,10 @@ def serve_recipe(recipe: Path, overrides: Sequence[str] | None, asked: Sequence[
                     tell(path)
             else:
                 tell(f"{loaded.name} answers at {url}/v1/classify (try it at {url}/docs). Ctrl-C stops it.")
-                stay()
+                if registry.number(version.name, STABLE) == version.number:
+                    _follow(registry, STABLE, version, loaded.serve, others, tell)
+                else:
+                    stay(lambda: others.look(turn_others, tell), _LOOK_S)
         finally:
             stop()
 
@@ -70,8 +81,9 @@ def serve_registered(reference: str, store_url: str, overrides: Sequence[str], a
     version = registry.version(name, registry.number(name, alias))
     model = served_model(version, registry.store, settings)
     key = key_to_ask_with(settings) if asked else None
+    others = Others(registry, settings)
     with working(store_url, watched=not asked) as terminal:
-        url = serve_model(settings, model, store=registry.store.root)
+        url = serve_model(settings, model, store=registry.store.root, others=others.served())
         try:
             if asked:
                 header = (f"{version} asked at {url}", "answer", "probabilities")
@@ -84,13 +96,30 @@ def serve_registered(reference: str, store_url: str, overrides: Sequence[str], a
                 f"{version} answers at {url}/v1/classify (try it at {url}/docs) and {name}@{alias} is followed. "
                 "Ctrl-C stops it."
             )
-            stay(
-                following(
-                    registry, alias, version, settings, partial(serve_model, store=registry.store.root), tell
-                ).look
-            )
+            _follow(registry, alias, version, settings, others, tell)
         finally:
             stop()
+
+
+def _follow(
+    registry: Registry,
+    alias: str,
+    version: Version,
+    settings: ServeSettings,
+    others: Others,
+    tell: Callable[[str], None],
+) -> None:
+    """Until Ctrl-C, keeps the endpoint at what the aliases point at, and carries out rollouts of the stable one."""
+    follower = following(registry, alias, version, settings, lambda model: turn(model=model.as_json()), tell)
+    rolling = Rolling(registry, version.name, LiveEndpoint(registry, version.name, settings, follower.take), tell)
+
+    def look() -> None:
+        if alias == STABLE:
+            rolling.look()
+        follower.look()
+        others.look(turn_others, tell)
+
+    stay(look, _LOOK_S)
 
 
 def following(
@@ -98,7 +127,7 @@ def following(
     alias: str,
     version: Version,
     settings: ServeSettings,
-    serve: Callable[[ServeSettings, ServedModel], object],
+    serve: Callable[[ServedModel], object],
     tell: Callable[[str], None],
 ) -> Follower:
     """What keeps an endpoint that serves this version at whatever the alias points at."""
@@ -115,7 +144,7 @@ def following(
         model=served_model(version, registry.store, settings),
         pointed=lambda: registry.number(name, alias),
         found=found,
-        serve=lambda model: serve(settings, model),
+        serve=serve,
         tell=tell,
     )
 

@@ -27,7 +27,7 @@ from serve.model import ServedModel
 from serve.scaling import TokenPolicy
 from serve.settings import ServeSettings
 from serve.traffic import remove_table
-from serve.turning import APPLICATION, await_replicas, next_table
+from serve.turning import APPLICATION, await_replicas, next_table, turn
 from serve.versions import VERSIONS, publish_version, versions_deployment
 
 _BEYOND_QUEUE = 1000
@@ -81,6 +81,15 @@ def serve_model(
     _run(application, APPLICATION, "/")
     await_replicas(table)
     return f"{'https' if settings.tls else 'http'}://{_reachable(settings.host)}:{settings.port}"
+
+
+def turn_others(others: Mapping[str, ServedModel]) -> None:
+    """Lets these versions answer at `/models/NAME/...`, of an endpoint that has such paths.
+
+    Raises:
+        ClusterError: a replica does not follow.
+    """
+    turn(others={name: publish_version(each) for name, each in others.items()})
 
 
 def start_versions(settings: ServeSettings, store: UPath | None = None) -> None:

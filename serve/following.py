@@ -66,8 +66,22 @@ class Follower:
             self._refused, self._down = wanted, True
             self.tell(f"{self._name(wanted)} does not start: {_sentence(error)}; {former} is served again.")
             return
-        self.number, self.model, self._refused, self._down = wanted, model, None, False
-        self.tell(f"{self._name(wanted)} is served.")
+        self._served(wanted, model)
+
+    def take(self, wanted: int) -> None:
+        """Serves a version now, before the alias points at it.
+
+        Raises:
+            InputError, ClusterError: it cannot be served; the former one is.
+        """
+        if wanted != self.number:
+            model = self.found(wanted)
+            self.serve(model)
+            self._served(wanted, model)
+
+    def _served(self, number: int, model: ServedModel) -> None:
+        self.number, self.model, self._refused, self._down = number, model, None, False
+        self.tell(f"{self._name(number)} is served.")
 
     def _restore(self) -> None:
         """Serves the former version again, of whose replicas some may have gone for the new one's."""

@@ -77,6 +77,11 @@ class Counts(_Told):
         else:
             self.milliseconds[bisect_left(BOUNDS_MS, seconds * 1000)] += 1
 
+    @property
+    def answered(self) -> int:
+        """Requests without its errors."""
+        return self.requests - self.errors
+
     def quantile_ms(self, share: float) -> float:
         """The time within which such a share was answered, to a quarter exactly; 0 before the first answer."""
         wanted, seen = share * sum(self.milliseconds), 0

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from upath import UPath
@@ -148,17 +149,22 @@ class Endpoint:
     dead: str = ""
     """The fingerprint of a classifier that does not start."""
 
-    def serve_model(self, settings: ServeSettings, model: ServedModel, store: UPath) -> str:
+    def serve_model(
+        self, settings: ServeSettings, model: ServedModel, store: UPath, others: dict[str, ServedModel]
+    ) -> str:
         model.check(settings)
         self.served.append((model.version, settings))
         if model.version == self.dead:
             raise ClusterError("the endpoint does not start: no memory.")
         return f"http://127.0.0.1:{settings.port}"
 
+    def turn(self, model: dict[str, Any]) -> None:
+        self.served.append((model["version"], self.served[0][1]))
+
     def stop(self) -> None:
         self.stopped += 1
 
-    def stay(self, look: Callable[[], None] | None = None) -> None:
+    def stay(self, look: Callable[[], None] | None = None, seconds: float = 0) -> None:
         self.meanwhile()
         if look:
             look()
@@ -177,6 +183,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     monkeypatch.setattr(serving, "stop", found.stop)
     monkeypatch.setattr(serving, "stay", found.stay)
     monkeypatch.setattr(serving, "serve_model", found.serve_model)
+    monkeypatch.setattr(serving, "turn", found.turn)
     return found
 
 

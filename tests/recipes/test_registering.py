@@ -194,7 +194,7 @@ def test_an_endpoint_follows_the_alias_in_the_store(store: Store) -> None:
     served: list[str] = []
     told: list[str] = []
 
-    def serve(_: ServeSettings, model: ServedModel) -> None:
+    def serve(model: ServedModel) -> None:
         served.append(model.version)
 
     follower = following(registry, "stable", version_of(store), TORCH, serve, told.append)

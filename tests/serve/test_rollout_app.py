@@ -99,7 +99,7 @@ def test_another_version_takes_over_between_two_requests(url: str, models: dict[
 
 
 def test_what_cannot_be_loaded_leaves_the_former(url: str, models: dict[int, ServedModel]) -> None:
-    with Asking(url) as asking, pytest.raises(ClusterError, match="model.safetensors"):
+    with Asking(url) as asking, pytest.raises(ClusterError, match=r"model\.safetensors"):
         turn(model=models[4].as_json())
     assert (set(asking.statuses), set(asking.versions)) == ({200}, {"f001"})
 
