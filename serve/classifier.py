@@ -8,8 +8,11 @@ from starlette.types import ASGIApp
 from serve import refusals
 from serve.exchange import MetricsExchange
 from serve.gateway import build_gateway
-from serve.guard import process_guard
+from serve.guard import process_guard, process_store
+from serve.logs import log_into_replica_file
 from serve.model import ServedModel
+from serve.request_log import RequestLog, process_lines
+from serve.sampling import make_sampler
 from serve.scaling import BUSY, QUEUED, REFUSED, SPEED
 from serve.security import Security
 from serve.settings import ServeSettings
@@ -24,6 +27,7 @@ class Classifier:
     """
 
     def __init__(self, settings: ServeSettings, model: ServedModel) -> None:
+        log_into_replica_file()
         engine = model.load(settings)
         replica = ray_serve.get_replica_context().replica_id.unique_id
         exchange = MetricsExchange(replica)
@@ -38,8 +42,13 @@ class Classifier:
             replica=replica,
             other_metrics=exchange.others,
             explainer=partial(model.load_explainer, settings),
+            sampler=make_sampler(
+                settings.sample, process_store(), engine.spec, (model.name, model.version, replica), settings.redact
+            ),
         )
         self._gateway.add_middleware(Security, guard=process_guard())
+        process_lines().describe(self._gateway.routes, model=model.name, version=model.version, replica=replica)
+        self._gateway.add_middleware(RequestLog, lines=process_lines())
         # By its module: Ray ships this class by value, and with it copies of what it names directly.
         refusals.on_refusal.append(self._gateway.state.metrics.request)
         exchange.start(self._gateway.state.metrics.page)
