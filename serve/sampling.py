@@ -216,8 +216,8 @@ class Sampler(Collector):
                 self._release(len(sample.texts), sample.characters, written=False)
                 continue
             each = sample.characters // len(lines)
-            self._lines += [(line, each) for line in lines[1:]]
-            self._lines.append((lines[0], sample.characters - each * (len(lines) - 1)))
+            self._lines += [(line, each) for line in lines[:-1]]
+            self._lines.append((lines[-1], sample.characters - each * (len(lines) - 1)))
 
     def _write(self) -> bool:
         """Writes one file; whether it could."""
