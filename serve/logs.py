@@ -58,7 +58,10 @@ class JsonFormatter(logging.Formatter):
     """A record as one JSON object: time, level, logger, and the record's `fields`, or its message and exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """The line, without its end; made once, though a file that may be full asks twice."""
+        made: str | None = getattr(record, "line", None)
+        if made is not None:
+            return made
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -73,7 +76,8 @@ class JsonFormatter(logging.Formatter):
             line["request_id"] = request_id
         if record.exc_text:
             line["exception"] = record.exc_text
-        return json.dumps(line)
+        record.line = made = json.dumps(line)
+        return made
 
 
 def log_into_replica_file() -> None:

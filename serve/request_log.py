@@ -139,15 +139,8 @@ class RequestLog:
             self._lines.write(record, scope["method"], scope["path"], time.perf_counter() - started)
 
     async def _answer(self, record: RequestRecord, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def send_noting(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
         try:
-            await self._app(scope, receive, send_noting)
+            await self._app(scope, receive, send)
         except ClientDisconnect:
             record.status = _LEFT
         except _BrokenOffError:
@@ -155,7 +148,7 @@ class RequestLog:
         except Exception as error:
             said = "\n".join((scope["path"], scope.get("query_string", b"").decode("latin-1"), *_strings(record.body)))
             _log.error("A request failed.", exc_info=error, extra={"request_id": record.id, "said": said})
-            if begun:  # All that can be done is to close the connection.
+            if record.status is not None:  # It has begun, and all that can be done is to close the connection.
                 raise _BrokenOffError("the answer broke off; the log of shoal.errors says why") from None
             failed = ProblemError(500, "The server failed at this request; its log says why.")
             await failed.response(record.id)(scope, receive, send)

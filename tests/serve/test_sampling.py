@@ -117,14 +117,14 @@ def test_a_recipe_reads_samples_once_they_are_labelled(tmp_path: Path) -> None:
 
 def test_requests_are_chosen_by_chance(tmp_path: Path) -> None:
     one = sampler(tmp_path, SampleSettings(share=0.1, per_minute=10**9), draw=random.Random(1).random)
-    for number in range(5000):
+    for number in range(2000):
         offer(one, ["late"] * (1 + number % 2), str(number))
     one.flush()
     kept = [int(str(row["request_id"])) for row in rows(tmp_path)]
-    assert 420 < len(set(kept)) < 580
+    assert 150 < len(set(kept)) < 250
     assert len(kept) == sum(1 + number % 2 for number in set(kept))
     assert counts(one) == (len(kept), 0)
-    assert abs(sum(set(kept)) / len(set(kept)) - 2500) < 200
+    assert abs(sum(set(kept)) / len(set(kept)) - 1000) < 170
 
 
 def test_a_minute_has_a_bound(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_the_end_does_not_wait_for_ever(tmp_path: Path) -> None:
     assert counts(one) == (0, 3)
 
 
-@hypothesis_settings(deadline=None)
+@hypothesis_settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.tuples(st.sampled_from(["offer", "flush", "away", "back", "spoilt"]), st.integers(1, 7)), max_size=40),
     st.booleans(),
