@@ -1,5 +1,6 @@
 """A request's id and its line in the log: what is told, of whom, and in which form."""
 
+import asyncio
 import json
 import logging
 import logging.handlers
@@ -10,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,14 +19,18 @@ from upath import UPath
 
 from models.engine import Engine
 from models.torch_engine import load_torch_engine
+from serve.gateway import build_gateway
 from serve.guard import Guard, make_guard
 from serve.keys import create_key
 from serve.known_keys import KnownKeys
 from serve.logs import JsonFormatter, log_into_replica_file, logger
+from serve.request_log import RequestLines, RequestLog
 from serve.requests import new_record
+from serve.security import Security
 from serve.security_settings import RateSettings
 from serve.settings import ServeSettings
 from tests.serve.endpoint import post, problem_of, raw, running
+from tests.serve.test_explaining import wait_until
 from tests.small_classifiers import SENTIMENT, TOPICS, make_classifier
 
 GOOD = b'{"texts": ["the flight was late", "good crew ' + b"bag " * 60 + b'"]}'
@@ -141,6 +147,23 @@ def test_refusals_of_all_layers_have_the_id(engine: Engine, tmp_path: Path, line
     assert not [secret for each in shown.values() if (secret := each.split("_")[2]) in str(lines.lines)]
 
 
+def test_what_comes_by_rays_own_proxy_has_id_and_line_too(engine: Engine, tmp_path: Path, lines: Lines) -> None:
+    settings = SETTINGS.model_copy(update={"keys": True})
+    written = RequestLines("all")
+    gateway = build_gateway(engine, settings, name="small", version="f00d")
+    written.describe(gateway.routes, model="small", version="f00d", replica="r1")
+    gateway.add_middleware(Security, guard=Guard(settings, KnownKeys(UPath(tmp_path))))
+    gateway.add_middleware(RequestLog, lines=written)
+
+    async def asked() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway), base_url="http://shoal") as client:
+            return await client.post("/v1/classify", content=GOOD, headers={"X-Request-ID": "mine"})
+
+    answer = asyncio.run(asked())
+    assert (answer.status_code, answer.headers["x-request-id"], answer.json()["request_id"]) == (401, "mine", "mine")
+    assert [(line["request_id"], line["status"]) for line in lines.of()] == [("mine", 401)]
+
+
 def test_a_line_tells_of_an_answer(engine: Engine, lines: Lines) -> None:
     with running(engine, SETTINGS, replica="r1") as url:
         raw(url, post(GOOD, "X-Request-ID: mine", "X-Secret: secret"))
@@ -228,13 +251,13 @@ def as_in_a_replica(file: Path) -> Iterator[logging.Logger]:
 
 def test_lines_are_whole_in_the_replicas_file(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "replica.log"
-    with running(engine, SETTINGS) as url, as_in_a_replica(file) as ray:  # uvicorn, as it starts here, closes all handlers
+    # In this order: uvicorn, as it starts here, closes all handlers there are.
+    with running(engine, SETTINGS) as url, as_in_a_replica(file) as ray:
         log_into_replica_file()
         log_into_replica_file()
         monkeypatch.setattr(engine, "encode", broken)
         raw(url, post(GOOD))
-        while file.read_text().count("\n") < 2:
-            pass
+        wait_until(lambda: file.read_text().count("\n") == 2)
         logger("keys").warning("write to %s", "anna@example.com")
         ray.warning("%s waits", "anna@example.com")
         ray.info("not told")
