@@ -19,7 +19,7 @@ from tokenizers import Encoding, Tokenizer
 
 from models.batches import group_by_length
 from models.labels import LabelColumn, spans, total_classes
-from models.redaction import REACH
+from models.redaction import REACH, RedactionSettings, Redactor
 from models.settings import InputError
 from models.spec import ClassifierSpec
 from models.text import cleaned
@@ -99,6 +99,11 @@ class Engine(ABC):
         self.pad_id = pad_id
         self._uses_type_ids = uses_type_ids
         self._temperature = dict(temperature)
+        self._also_masks: Redactor | None = None
+
+    def also_mask(self, redact: RedactionSettings | None) -> None:
+        """Has every text masked by these settings too, after it was cleaned as the training texts were."""
+        self._also_masks = redact.redactor if redact else None
 
     @cached_property
     def unknown_id(self) -> int | None:
@@ -128,9 +133,9 @@ class Engine(ABC):
             raise InputError(f"there are {len(texts)} texts but {len(pairs)} partners for them.")
         inputs: Sequence[Cleaned]
         if pairs is None:
-            inputs = cleaned([self._opening(text, self.spec.max_length) for text in texts], self.spec.text)
+            inputs = self._cleaned([self._opening(text, self.spec.max_length) for text in texts])
         else:  # which part is cut depends on the whole lengths of both
-            inputs = list(zip(cleaned(texts, self.spec.text), cleaned(pairs, self.spec.text), strict=True))
+            inputs = list(zip(self._cleaned(texts), self._cleaned(pairs), strict=True))
         return list(zip(inputs, self._tokenizer.encode_batch(inputs), strict=True))
 
     def encoded(self, encoding: Encoding, truncated: bool | None = None) -> Encoded:
@@ -153,7 +158,7 @@ class Engine(ABC):
         """
         if self.spec.pair:
             raise InputError("the classifier takes pairs of texts, which are not read in windows.")
-        inputs = cleaned([self._opening(text, most * self.spec.max_length) for text in texts], self.spec.text)
+        inputs = self._cleaned([self._opening(text, most * self.spec.max_length) for text in texts])
         found = []
         for encoding in self._window_tokenizer.encode_batch(inputs):
             windows = [encoding, *encoding.overflowing]
@@ -167,6 +172,10 @@ class Engine(ABC):
         tokenizer.enable_truncation(self.spec.max_length, stride=self.spec.max_length // 8)
         return tokenizer
 
+    def _cleaned(self, texts: Sequence[str]) -> list[str]:
+        found = cleaned(texts, self.spec.text)
+        return self._also_masks.redact_all(found) if self._also_masks else found
+
     def _opening(self, text: str, tokens: int) -> str:
         """The first lines of a long text, where they hold the `tokens` that the model reads of it; otherwise the text.
 
@@ -175,8 +184,9 @@ class Engine(ABC):
         """
         characters = _OPENING * tokens
         while 0 < (end := text.find("\n", characters) + 1) < len(text):
-            (opening,) = cleaned([text[:end]], self.spec.text)
-            sure = opening[: max(len(opening) - REACH, 0)] if self.spec.text.redact else opening
+            (opening,) = self._cleaned([text[:end]])
+            masked = self.spec.text.redact or self._also_masks
+            sure = opening[: max(len(opening) - REACH, 0)] if masked else opening
             (encoding,) = self._tokenizer.encode_batch([sure])
             if sum(len(part.ids) for part in (encoding, *encoding.overflowing)) >= tokens + _SPARE:
                 return text[:end]

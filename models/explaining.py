@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from models.engine import Encoded, FloatArray
 from models.labels import find_class
+from models.redaction import RedactionSettings
 from models.settings import InputError
 from models.torch_engine import TorchEngine, load_torch_engine
 from models.words import Word, words_of
@@ -93,6 +94,7 @@ class Explainer:
         temperature: by label column, what its logits are divided by for the probability; 1 where absent.
         threads: CPU threads of this process, as torch sets by itself where None.
         batch_tokens: tokens computed at once at most, so that memory is bounded; a longer text is computed alone.
+        redact: masks every text besides, as `Engine.also_mask` says.
 
     Raises:
         InputError: the folder holds no classifier, a damaged one, or one without a fast tokenizer.
@@ -105,8 +107,10 @@ class Explainer:
         *,
         threads: int | None = None,
         batch_tokens: int = 1024,
+        redact: RedactionSettings | None = None,
     ) -> None:
         self._engine = load_torch_engine(folder, precision="fp32", threads=threads, temperature=temperature)
+        self._engine.also_mask(redact)
         self._batch_tokens = batch_tokens
         self._embeddings = _word_embeddings(self._engine)
 

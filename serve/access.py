@@ -47,7 +47,7 @@ MODELS = "/models/"
 """Before the name of another model in a path; what follows it asks for the same scope as it does without."""
 
 
-def _plain(path: str) -> str:
+def plain_path(path: str) -> str:
     """The path without the name of another model."""
     if not path.startswith(MODELS):
         return path
@@ -57,12 +57,12 @@ def _plain(path: str) -> str:
 
 def is_open(path: str) -> bool:
     """Whether anyone may ask for the path, whatever its method."""
-    return _plain(path) in _OPEN or path.startswith(STATIC)
+    return plain_path(path) in _OPEN or path.startswith(STATIC)
 
 
 def scope_of(path: str) -> Scope | None:
     """The scope that a path which is not open asks for; None where any valid key will do, as for unknown paths."""
-    return _SCOPES.get(_plain(path))
+    return _SCOPES.get(plain_path(path))
 
 
 def unauthorized(sentence: str, error: str = "") -> ProblemError:

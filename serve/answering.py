@@ -36,6 +36,8 @@ class Outputs:
     """[texts, classes of all label columns]."""
     answers: list[Answer]
     """What they say; nothing where that is not sure enough."""
+    waited_s: float
+    """Seconds in the queue, until the first text was computed."""
 
     @property
     def truncated(self) -> list[bool]:
@@ -106,7 +108,8 @@ class Answerer:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         encoded = await self._encode(texts, pairs)
         flat = [window for windows in encoded for window in windows]
-        logits = await self.batcher.submit(flat, deadline)
+        waits: list[float] = []
+        logits = await self.batcher.submit(flat, deadline, waits.append)
         if len(flat) > len(encoded):
             starts = np.cumsum([0, *(len(windows) for windows in encoded[:-1])])
             logits = self._joined(logits, starts)
@@ -115,7 +118,7 @@ class Answerer:
         self._drift.observe([windows[0] for windows in encoded], answers)
         if self._thresholds:
             answers = [self._abstained(each) for each in answers]
-        outputs = Outputs(encoded, logits, answers)
+        outputs = Outputs(encoded, logits, answers, waits[0])
         self._metrics.classified(len(encoded), sum(outputs.truncated))
         return outputs
 

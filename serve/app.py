@@ -24,6 +24,7 @@ from serve.exposure import check_exposure, check_ingress
 from serve.guard import SETTINGS_VARIABLE, STORE_VARIABLE
 from serve.haproxy import write_starter
 from serve.model import ServedModel
+from serve.names import with_names
 from serve.scaling import TokenPolicy
 from serve.settings import ServeSettings
 from serve.traffic import remove_table
@@ -62,8 +63,12 @@ def serve_model(
 
     Raises:
         ClusterError: the port is taken, or the replicas do not start.
-        InputError: there is no such classifier, the address cannot work on this cluster, or no key opens the endpoint.
+        InputError: there is no such classifier, the address cannot work on this cluster, or no key opens the endpoint;
+            a file of names cannot be read; or samples are asked for, but there is no store.
     """
+    if settings.sample is not None and store is None:
+        raise InputError("serve.sample keeps samples in the store, but this endpoint was given none.")
+    settings = with_names(settings)
     for each in (model, *(others or {}).values()):
         each.check(settings)
     check_exposure(settings, store)
@@ -139,7 +144,7 @@ def _options(settings: ServeSettings, store: UPath | None) -> dict[str, Any]:
             "runtime_env": _runtime_env(settings, store),
         },
         "graceful_shutdown_timeout_s": settings.drain_s,
-        "logging_config": LoggingConfig(enable_access_log=False, log_level="WARNING"),
+        "logging_config": LoggingConfig(enable_access_log=False, log_level="WARNING", encoding="JSON"),
     }
 
 
@@ -226,7 +231,8 @@ def _runtime_env(settings: ServeSettings, store: UPath | None) -> dict[str, Any]
     environment = dict(ray.get_runtime_context().runtime_env)
     variables = {
         **environment.get("env_vars", {}),
-        SETTINGS_VARIABLE: settings.model_dump_json(),
+        # Without names to mask, which may be more than an environment holds; they come with the deployment.
+        SETTINGS_VARIABLE: settings.model_dump_json(exclude={"redact", "sample"}),
         **({STORE_VARIABLE: str(store)} if store is not None else {}),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.limits.middlewares",
     }

@@ -35,6 +35,8 @@ thread and back (0.1 ms) is nothing, and after which what was answered is sent."
 
 _MAX_RETRY_S = 60
 
+_Tell = Callable[[float], None] | None
+
 
 class QueueFullError(Exception):
     """A request would wait too long, or there are too many already."""
@@ -80,6 +82,7 @@ class _Request:
     rows: list[FloatArray | None]
     deadline: float | None
     submitted: float
+    on_start: _Tell
     missing: int = field(init=False)
     started: bool = False
 
@@ -180,10 +183,13 @@ class Batcher:
         finally:
             self._requests -= 1
 
-    async def submit(self, items: Sequence[Encoded], deadline: float | None = None) -> FloatArray:
+    async def submit(
+        self, items: Sequence[Encoded], deadline: float | None = None, on_start: _Tell = None
+    ) -> FloatArray:
         """The outputs of one request's texts, float32 [texts, classes]; cancel it to give up waiting.
 
         `deadline`: by the batcher's clock; what has not begun by then is not computed any more.
+        `on_start`: told how many seconds the first text had to wait, when it is computed.
 
         Raises:
             ValueError: there are no texts.
@@ -197,7 +203,7 @@ class Batcher:
         own = tokens / self._tokens_per_second if self._tokens_per_second else 0.0
         if deadline is not None and self._clock() + self.wait_s + own > deadline:
             raise self._refusal(late=True)
-        request = _Request(loop.create_future(), [None] * len(items), deadline, self._clock())
+        request = _Request(loop.create_future(), [None] * len(items), deadline, self._clock(), on_start)
         self._submitted, self._submitted_tokens = self._submitted + 1, self._submitted_tokens + tokens
         self._tokens += tokens
         self._waiting.extend(_Text(item, request, position) for position, item in enumerate(items))
@@ -293,4 +299,6 @@ def _waits(batch: Sequence[_Text], now: float) -> tuple[float, ...]:
         if not text.request.started:
             text.request.started = True
             found.append(now - text.request.submitted)
+            if text.request.on_start:
+                text.request.on_start(found[-1])
     return tuple(found)

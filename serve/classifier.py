@@ -12,6 +12,8 @@ from serve.forwarding import Asked, Reply
 from serve.front import Front
 from serve.guard import process_guard
 from serve.loaded import Loaded
+from serve.logs import log_into_replica_file
+from serve.request_log import RequestLog, process_lines
 from serve.security import Security
 from serve.settings import ServeSettings
 from serve.traffic import Reports, Table, read_table
@@ -27,12 +29,15 @@ class Classifier:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
+        log_into_replica_file()
         replica = ray_serve.get_replica_context().replica_id.unique_id
         exchange = MetricsExchange(replica)
         self._handles: dict[str, DeploymentHandle[Any]] = {}
 
         def load(table: Table) -> Loaded:
-            return Loaded(table.served, settings, replica, exchange.others)
+            loaded = Loaded(table.served, settings, replica, exchange.others)
+            loaded.describe(process_lines())
+            return loaded
 
         table = read_table()
         assert table is not None, "the table is written before there are replicas"
@@ -57,4 +62,4 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Ray Serve runs."""
-        return Security(self._front, process_guard())
+        return RequestLog(Security(self._front, process_guard()), process_lines())

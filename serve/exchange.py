@@ -6,7 +6,6 @@ that has gone, and is removed by whoever sees it. One small write for each repli
 
 import asyncio
 import json
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -18,9 +17,13 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
 )
 
+from serve.logs import logger
+
 INTERVAL_S = 2.0
 LIFETIME_S = 15.0
 _NAMESPACE = "shoal-metrics"
+
+_log = logger("metrics")
 
 
 class Exchange:
@@ -85,5 +88,5 @@ class MetricsExchange:
             try:
                 self._exchange.publish(page())
             except Exception:  # the head may be away for a while; the next round tries again
-                logging.getLogger(__name__).warning("cannot publish metrics", exc_info=True)
+                _log.warning("cannot publish metrics", exc_info=True)
             time.sleep(INTERVAL_S)

@@ -22,6 +22,7 @@ from models.labels import find_class
 from models.settings import InputError
 from models.spec import ClassifierSpec
 from serve.problems import ProblemError
+from serve.requests import record_of
 from serve.schemas import shape_problem
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ class ExplainResponse(BaseModel):
 
     model: str = Field(description="The model's name.")
     version: str = Field(description="The fingerprint of the model's artifact.")
-    text: str = Field(description="The text as the model reads it: cleaned. Places of words are places in it.")
+    text: str = Field(
+        description="The text as the model reads it: cleaned, and masked where that is set. Words' places are in it."
+    )
     pair: str | None = Field(description="Its partner as the model reads it.")
     column: str
     label: str
@@ -171,6 +174,9 @@ def add_explain_route(
     async def explain(request: Request) -> Response:
         async def answer(body: bytes, _timeout_s: float | None) -> Response:
             explanation = await explanations.explain(parse(body, spec))
+            record_of(request.scope).answered_by(
+                **about, texts=1, tokens=explanation.tokens, truncated=int(explanation.truncated)
+            )
             return JSONResponse({**about, **as_json(explanation)})
 
         return await answered(request, answer, explanation=True)

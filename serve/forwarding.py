@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+SHADOW_HEADER = b"x-shoal-shadow"
+"""Of a copy of a request, whose answer nobody gets."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:

@@ -8,19 +8,21 @@ goes to the candidate's replicas (`serve.versions`), or a copy of them, to be co
 
 import asyncio
 import json
-import logging
 import random
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.access import MODELS
-from serve.forwarding import Asked, Reply, asked_of, body_of
+from serve.forwarding import SHADOW_HEADER, Asked, Reply, asked_of, body_of
 from serve.loaded import Loaded
+from serve.logs import logger
 from serve.problems import ProblemError
+from serve.requests import known_record, record_of
 from serve.traffic import LOOK_S, Board, Report, Reports, Table, read_table
 
 Ask = Callable[[str, Asked], Awaitable[Reply]]
@@ -32,7 +34,7 @@ _OF_OTHERS = _SHARED | {"/v1/explain", "/v1/model", "/info", "/health", "/health
 _SHADOWS = 16
 """Copies for the candidate that are under way at most; beyond them requests are not compared."""
 
-_log = logging.getLogger("shoal.front")
+_log = logger("front")
 
 
 class Front:
@@ -57,12 +59,22 @@ class Front:
         """Handles one request."""
         path = scope.get("path", "")
         table = self.board.table
-        if scope["type"] == "http" and path.startswith(MODELS):
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif path.startswith(MODELS):
             await self._other(table, scope, receive, send)
         elif table.candidate is None or scope.get("method") != "POST" or path not in _SHARED:
             await self.loaded.gateway(scope, receive, send)
         else:
             await self._shared(table, scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """From the replica's first moment to its last, which Ray tells in ASGI's way."""
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await asyncio.to_thread(self.loaded.close)
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _other(self, table: Table, scope: Scope, receive: Receive, send: Send) -> None:
         """A request to another model, by its name in the path."""
@@ -77,13 +89,14 @@ class Front:
             sentence = f"There is nothing at {scope['path'][:80]}; " + (
                 f"other models answer at {known}." if known else "this endpoint has no other models (serve.models)."
             )
-            reply = await _problem(ProblemError(404, sentence))
+            reply = _problem(ProblemError(404, sentence), scope)
         else:
             try:
                 reply = await self._ask(identity, asked_of(scope, body, path))
+                _note(scope, identity)
             except Exception:  # whatever became of the other process, the client can only try again
                 _log.warning("%s does not answer", identity, exc_info=True)
-                reply = await _problem(ProblemError(503, f"{name} does not answer; try again.", {"Retry-After": "1"}))
+                reply = _problem(ProblemError(503, f"{name} does not answer; try again.", {"Retry-After": "1"}), scope)
         await reply.send(send)
 
     async def _shared(self, table: Table, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,6 +112,7 @@ class Front:
             reply = await self._candidate(candidate.id, asked)
             if reply is not None and reply.status == 200:
                 self.board.answered(table.revision, "candidate", started)
+                _note(scope, candidate.id)
                 await reply.send(send)
                 return
             started = time.perf_counter()
@@ -110,7 +124,8 @@ class Front:
             return
         self.board.answered(table.revision, "stable", started, failed=answer.status >= 500)
         if candidate.shadow and answer.status == 200 and len(self._shadows) < _SHADOWS:
-            task = asyncio.create_task(self._compare(table, candidate.id, asked, answer.body))
+            copy = replace(asked, headers=(*asked.headers, (SHADOW_HEADER, b"1")))
+            task = asyncio.create_task(self._compare(table, candidate.id, copy, answer.body))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
 
@@ -170,7 +185,8 @@ class Front:
             return
         if table.model != self.board.table.model:
             try:
-                self.loaded = self._load(table)
+                former, self.loaded = self.loaded, self._load(table)
+                former.close()
             except Exception as error:
                 _log.exception("%s cannot be loaded", table.served.name)
                 self._refusal = Report(
@@ -197,10 +213,16 @@ def labels_of(body: bytes) -> list[Any]:
     return [scores[0]["label"] for scores in lists if scores]
 
 
+def _note(scope: Scope, identity: str) -> None:
+    """For the request's line in the log: another process has answered."""
+    if record := known_record(scope):
+        record.model, record.version = identity.rsplit(":", 1)
+
+
 def _same(one: Any, other: Any) -> bool:
     return sorted(one) == sorted(other) if isinstance(one, list) and isinstance(other, list) else bool(one == other)
 
 
-async def _problem(error: ProblemError) -> Reply:
-    response = error.response()
+def _problem(error: ProblemError, scope: Scope) -> Reply:
+    response = error.response(record_of(scope).id)
     return Reply(response.status_code, tuple(response.raw_headers), bytes(response.body))

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from models.engine import Engine
@@ -24,8 +23,11 @@ from serve.dialects import InferenceRequest, PredictRequest, Score
 from serve.documentation import declare_security, serve_documentation
 from serve.drift import DriftMonitor
 from serve.explaining import Explanations, LoadExplainer, add_explain_route
+from serve.forwarding import SHADOW_HEADER
 from serve.metrics import ServeMetrics, merged
-from serve.problems import MEDIA_TYPE, ProblemError
+from serve.problems import MEDIA_TYPE, ProblemError, answer_problems
+from serve.requests import record_of
+from serve.sampling import Sampler
 from serve.schemas import ClassifyResponse, Problem, RequestShape, answers_as_json
 from serve.settings import ServeSettings
 
@@ -33,6 +35,8 @@ Asked = TypeVar("Asked", bound=BaseModel)
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 """How long the client waits: a request that cannot be answered by then is refused at once."""
+
+_SHADOW = SHADOW_HEADER.decode()
 
 _STATUSES = {
     400: "The body cannot be read as JSON in UTF-8.",
@@ -56,6 +60,7 @@ def build_gateway(
     replica: str = "local",
     other_metrics: Callable[[], Awaitable[Iterable[str]]] | None = None,
     explainer: LoadExplainer | None = None,
+    sampler: Sampler | None = None,
 ) -> FastAPI:
     """The application that answers for one loaded classifier.
 
@@ -70,6 +75,7 @@ def build_gateway(
         replica: names this process in the metrics.
         other_metrics: the metrics pages of the replicas beside this one.
         explainer: loads what explains the answers, at the first explanation; without it there are none.
+        sampler: is offered every request that was classified, but copies of one.
 
     Raises:
         InputError: the reference is damaged, or another classifier's.
@@ -86,6 +92,8 @@ def build_gateway(
     )
     drift = DriftMonitor(engine, settings.drift, (name, version, replica), reference)
     metrics.register(drift)
+    if sampler is not None:
+        metrics.register(sampler)
     answerer = Answerer(engine, settings, metrics, drift, thresholds or {})
     shape = RequestShape.of(pair=engine.spec.pair, max_texts=settings.max_texts)
     about = _finite({**(card or {}), **_about(engine, name, version)})
@@ -97,7 +105,7 @@ def build_gateway(
         redoc_url=None,
         redirect_slashes=False,
     )
-    _answer_errors(app)
+    answer_problems(app)
     serve_documentation(app)
     declare_security(app, settings)
 
@@ -114,7 +122,8 @@ def build_gateway(
             _refuse_compressed(request)
             timeout_s = _timeout(request)
             with answerer.place(timeout_s):
-                response = await answer(await request.body(), timeout_s)
+                body = record_of(request.scope).body = await request.body()
+                response = await answer(body, timeout_s)
             status = response.status_code
         except ProblemError as error:
             status = error.status
@@ -126,6 +135,16 @@ def build_gateway(
             metrics.request(status, time.perf_counter() - started, explanation=explanation)
         return response
 
+    async def computed(request: Request, texts: list[str], pairs: list[str] | None, timeout_s: float | None) -> Outputs:
+        outputs = await answerer.compute(texts, pairs, timeout_s)
+        record = record_of(request.scope)
+        record.queue_s = outputs.waited_s
+        tokens, truncated = sum(answer.tokens for answer in outputs.answers), sum(outputs.truncated)
+        record.answered_by(name, version, texts=len(texts), tokens=tokens, truncated=truncated)
+        if sampler is not None and _SHADOW not in request.headers:
+            sampler.offer(record.id, texts, pairs, outputs.answers)
+        return outputs
+
     @app.post(
         "/v1/classify",
         summary="Classify texts",
@@ -135,7 +154,7 @@ def build_gateway(
     )
     async def classify(request: Request) -> Response:
         async def answer(body: bytes, timeout_s: float | None) -> Response:
-            outputs = await answerer.compute(*shape.parse(body), timeout_s)
+            outputs = await computed(request, *shape.parse(body), timeout_s)
             results = answers_as_json(outputs.answers)
             return JSONResponse({"model": name, "version": version, "results": results})
 
@@ -147,7 +166,7 @@ def build_gateway(
         async def respond(body: bytes, timeout_s: float | None) -> Response:
             asked = dialects.parse(kind, body)
             texts, pairs, single = dialects.texts_of(asked.inputs, pair=engine.spec.pair, max_texts=settings.max_texts)
-            return JSONResponse(answer(asked, await answerer.compute(texts, pairs, timeout_s), single))
+            return JSONResponse(answer(asked, await computed(request, texts, pairs, timeout_s), single))
 
         try:
             return await answered(request, respond)
@@ -283,25 +302,3 @@ def _finite(value: Any) -> Any:
             return [_finite(item) for item in value]
         case _:
             return value
-
-
-def _answer_errors(app: FastAPI) -> None:
-    async def refuse(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ProblemError)
-        return error.response()
-
-    async def refuse_route(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        path = request.scope["path"][:80]
-        sentence = {
-            404: f"There is nothing at {path}; /docs tells what there is.",
-            405: f"{request.method[:20]} is not allowed at {path}; see /docs.",
-        }.get(error.status_code, str(error.detail))
-        return ProblemError(error.status_code, sentence, error.headers).response()
-
-    async def fail(_: Request, error: Exception) -> Response:
-        return ProblemError(500, "The server failed at this request; its log says why.").response()
-
-    app.add_exception_handler(ProblemError, refuse)
-    app.add_exception_handler(HTTPException, refuse_route)
-    app.add_exception_handler(Exception, fail)

@@ -15,6 +15,7 @@ from serve.keys import PREFIX
 from serve.known_keys import KnownKeys
 from serve.problems import ProblemError
 from serve.rates import TokenBuckets
+from serve.requests import record_of
 from serve.security_settings import ExposureSettings
 from serve.settings import ServeSettings
 from serve.tokens import SigningKeys, TokenVerifier
@@ -22,7 +23,7 @@ from serve.tokens import SigningKeys, TokenVerifier
 SETTINGS_VARIABLE = "SHOAL_SERVE_SETTINGS"
 """The environment variable in which a replica finds its ServeSettings as JSON."""
 STORE_VARIABLE = "SHOAL_SERVE_STORE"
-"""That in which it finds the store with the API keys."""
+"""That in which it finds the store, which has the API keys and takes samples."""
 
 _PREFIX = PREFIX.encode()
 _BEARER = b"bearer "
@@ -73,6 +74,7 @@ class Guard:
                 )
             return
         caller = await self._caller(scope["headers"])
+        record_of(scope).client = caller.identity
         if caller.expires <= self._now():
             raise unauthorized(f"The {caller.identity.split()[0]} has expired; get a new one.", "invalid_token")
         wanted = scope_of(path)
@@ -139,6 +141,10 @@ def make_guard(settings: ExposureSettings, store: UPath | None) -> Guard | None:
 @functools.cache
 def process_guard() -> Guard | None:
     """The one guard of this replica, made as its environment says."""
-    settings = ServeSettings.model_validate_json(os.environ[SETTINGS_VARIABLE])
+    return make_guard(ServeSettings.model_validate_json(os.environ[SETTINGS_VARIABLE]), process_store())
+
+
+def process_store() -> UPath | None:
+    """The store that this replica was given."""
     store = os.environ.get(STORE_VARIABLE)
-    return make_guard(settings, UPath(store) if store else None)
+    return UPath(store) if store else None

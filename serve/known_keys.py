@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import logging
 import math
 import threading
 import time
@@ -12,6 +11,7 @@ from upath import UPath
 from cluster.store import ClusterError
 from serve.access import Caller, unauthorized
 from serve.keys import PREFIX, ApiKey, parse_keys, read_document
+from serve.logs import logger
 
 READ_EVERY_S = 2.0
 """So a key that was revoked is refused, and a new one is taken, well within 5 s."""
@@ -21,7 +21,7 @@ _LONGEST = 200
 _NOBODY = bytes(32)
 _WRONG = "This is no valid API key."
 
-_log = logging.getLogger(__name__)
+_log = logger("keys")
 
 
 class KnownKeys:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.guard import SETTINGS_VARIABLE, process_guard
 from serve.problems import ProblemError
 from serve.refusals import refuse
+from serve.request_log import RequestLog, process_lines
 from serve.security import Security
 from serve.settings import ServeSettings
 
@@ -86,7 +87,7 @@ def middlewares() -> list[Middleware]:
     outermost."""
     settings = ServeSettings.model_validate_json(os.environ[SETTINGS_VARIABLE])
     limits = Middleware(RequestLimits, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
-    return [limits, Middleware(Security, guard=process_guard())]
+    return [limits, Middleware(Security, guard=process_guard()), Middleware(RequestLog, lines=process_lines())]
 
 
 def _clean(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -6,7 +6,10 @@ from functools import partial
 from fastapi import FastAPI
 
 from serve.gateway import build_gateway
+from serve.guard import process_store
 from serve.model import ServedModel
+from serve.request_log import RequestLines
+from serve.sampling import make_sampler
 from serve.scaling import BUSY, QUEUED, REFUSED, SPEED
 from serve.settings import ServeSettings
 
@@ -26,8 +29,12 @@ class Loaded:
         other_metrics: Callable[[], Awaitable[Iterable[str]]] | None = None,
     ) -> None:
         self.model = model
+        engine = model.load(settings)
+        own = (model.name, model.version, replica)
+        self._sampler = make_sampler(settings.sample, process_store(), engine.spec, own, settings.redact)
+        self._replica = replica
         self.gateway: FastAPI = build_gateway(
-            model.load(settings),
+            engine,
             settings,
             name=model.name,
             version=model.version,
@@ -37,7 +44,17 @@ class Loaded:
             replica=replica,
             other_metrics=other_metrics,
             explainer=partial(model.load_explainer, settings),
+            sampler=self._sampler,
         )
+
+    def describe(self, lines: RequestLines) -> None:
+        """Lets the lines of requests say who answers, and by which routes."""
+        lines.describe(self.gateway.routes, model=self.model.name, version=self.model.version, replica=self._replica)
+
+    def close(self) -> None:
+        """Writes the samples that wait, and takes no more."""
+        if self._sampler is not None:
+            self._sampler.close()
 
     def page(self) -> str:
         """Its metrics, as Prometheus reads them."""

@@ -100,6 +100,7 @@ class ServedModel:
         threads = max(1, round(settings.cpus))
         with local_copy(self._folder(settings)) as folder:
             engine = self._load(folder, settings, threads)
+        engine.also_mask(settings.redact)
         warm_up(engine, settings.batch_tokens)
         return engine
 
@@ -114,7 +115,8 @@ class ServedModel:
         with local_copy(self.torch) as folder:
             check_files(UPath(folder), self.sha256, self.torch)
             with _only(folder, self.sha256) as seen:
-                return Explainer(seen, self.temperature, threads=max(1, round(settings.cpus)))
+                threads = max(1, round(settings.cpus))
+                return Explainer(seen, self.temperature, threads=threads, redact=settings.redact)
 
     def _wanted(self, settings: ServeSettings) -> str:
         if settings.engine == "auto":

@@ -4,7 +4,11 @@ import json
 from collections.abc import Mapping
 from http import HTTPStatus
 
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
+
+from serve.requests import record_of
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -20,9 +24,10 @@ class ProblemError(Exception):
         self.members: dict[str, str] = {}
         """Further members of the body."""
 
-    def response(self) -> Response:
+    def response(self, request_id: str) -> Response:
         """What is sent."""
-        return Response(problem(self.status, self.detail, self.members), self.status, self.headers, MEDIA_TYPE)
+        members = {**self.members, "request_id": request_id}
+        return Response(problem(self.status, self.detail, members), self.status, self.headers, MEDIA_TYPE)
 
 
 def problem(status: int, detail: str, members: Mapping[str, str] | None = None) -> bytes:
@@ -30,3 +35,23 @@ def problem(status: int, detail: str, members: Mapping[str, str] | None = None) 
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     body |= members or {}
     return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def answer_problems(app: FastAPI) -> None:
+    """Has an application answer its refusals, and what it has no route for, as problems."""
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ProblemError)
+        return error.response(record_of(request.scope).id)
+
+    async def refuse_route(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.scope["path"][:80]
+        sentence = {
+            404: f"There is nothing at {path}; /docs tells what there is.",
+            405: f"{request.method[:20]} is not allowed at {path}; see /docs.",
+        }.get(error.status_code, str(error.detail))
+        return ProblemError(error.status_code, sentence, error.headers).response(record_of(request.scope).id)
+
+    app.add_exception_handler(ProblemError, refuse)
+    app.add_exception_handler(HTTPException, refuse_route)

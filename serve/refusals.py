@@ -6,6 +6,7 @@ from collections.abc import Callable
 from starlette.types import Receive, Scope, Send
 
 from serve.problems import ProblemError
+from serve.requests import record_of
 
 on_refusal: list[Callable[[int, float], None]] = []
 """Whoever wants to hear of this process's refusals: called with the status and the seconds it took. Ray makes the
@@ -19,4 +20,4 @@ async def refuse(refused: ProblemError, started: float, scope: Scope, receive: R
         refused.headers["connection"] = "close"
     for tell in on_refusal:
         tell(refused.status, time.perf_counter() - started)
-    await refused.response()(scope, receive, send)
+    await refused.response(record_of(scope).id)(scope, receive, send)

@@ -50,6 +50,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    request_id: str
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from models.redaction import RedactionSettings
 from models.settings import Precision, Settings
 from serve.drift import DriftSettings
+from serve.sampling import SampleSettings
 from serve.security_settings import ExposureSettings
 
 
@@ -77,6 +79,19 @@ class ServeSettings(ExposureSettings):
         4, ge=1, description="Versions that one of the replicas for other models holds; the least recently used goes."
     )
     drift: DriftSettings = Field(DriftSettings(), description="How texts are compared with the evaluation's.")
+    log_requests: Literal["none", "errors", "all"] = Field(
+        "errors",
+        description="Which requests have a line in the log: none; those that failed (500 and above), were refused for "
+        "want of room or by a rate (429), or of the right to ask (401, 403); or all, health checks among them.",
+    )
+    redact: RedactionSettings | None = Field(
+        None,
+        description="Masks personal data in texts to classify and to explain, besides what the classifier was trained "
+        "with; {} masks all kinds.",
+    )
+    sample: SampleSettings | None = Field(
+        None, description="Keeps some requests with their answers, masked, in the store; by default none."
+    )
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "ServeSettings":

@@ -5,7 +5,6 @@ Only signatures by a key pair are taken: with a shared secret whoever can verify
 
 import asyncio
 import hashlib
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from jwt.exceptions import PyJWTError
 from cluster.store import ClusterError
 from models.settings import first_line
 from serve.access import SCOPES, Caller, unauthorized
+from serve.logs import logger
 from serve.problems import ProblemError
 from serve.security_settings import JwtSettings
 
@@ -39,7 +39,7 @@ _SENTENCES: dict[type[PyJWTError], str] = {
     jwt.MissingRequiredClaimError: "The token must have the claims exp, iss and aud.",
 }
 
-_log = logging.getLogger(__name__)
+_log = logger("tokens")
 
 
 class SigningKeys:

@@ -14,8 +14,10 @@ from ray import serve as ray_serve
 from serve.exchange import Exchange, MetricsExchange
 from serve.forwarding import Asked, Reply, reply_of
 from serve.loaded import Loaded
+from serve.logs import log_into_replica_file
 from serve.metrics import merged
 from serve.model import ServedModel
+from serve.request_log import RequestLines, RequestLog
 from serve.settings import ServeSettings
 
 VERSIONS = "shoal-versions"
@@ -46,6 +48,7 @@ def versions_deployment(settings: ServeSettings) -> Any:
             self._settings = settings
             self._replica = ray_serve.get_replica_context().replica_id.unique_id
             self._loaded: dict[str, Loaded] = {}
+            log_into_replica_file()
             MetricsExchange(self._replica).start(lambda: merged(each.page() for each in list(self._loaded.values())))
 
         @ray_serve.multiplexed(  # type: ignore[untyped-decorator]
@@ -55,13 +58,23 @@ def versions_deployment(settings: ServeSettings) -> Any:
             """A version, ready to answer."""
             model = await asyncio.to_thread(_published, identity)
             loaded = await asyncio.to_thread(partial(Loaded, model, self._settings, self._replica))
-            self._loaded = {identity: loaded, **dict(list(self._loaded.items())[: settings.models_per_replica - 1])}
+            kept = list(self._loaded.items())
+            for _, each in kept[settings.models_per_replica - 1 :]:
+                await asyncio.to_thread(each.close)
+            self._loaded = {identity: loaded, **dict(kept[: settings.models_per_replica - 1])}
             return loaded
 
         async def respond(self, asked: Asked) -> Reply:
             """What the version that the request was marked with answers."""
             loaded = await self.version(ray_serve.get_multiplexed_model_id())
-            return await reply_of(loaded.gateway, asked)
+            lines = RequestLines(self._settings.log_requests)
+            loaded.describe(lines)
+            return await reply_of(RequestLog(loaded.gateway, lines), asked)
+
+        def __del__(self) -> None:
+            """Ray calls it at the replica's end."""
+            for each in self._loaded.values():
+                each.close()
 
         async def record_autoscaling_stats(self) -> dict[str, float]:
             """What autoscaling goes by; Ray asks for it every moment."""

@@ -2,13 +2,9 @@
 
 from typing import TypeVar
 
-from upath import UPath
-
-from models.names import LONGEST_NAME
-from models.redaction import RedactionSettings
-from models.settings import InputError
+from models.name_files import located_names, with_names_read
 from models.text import TextSettings
-from pipelines.locate import identity, locate, telling_read_errors
+from pipelines.locate import identity
 
 Text = TypeVar("Text", bound=TextSettings)
 
@@ -21,23 +17,9 @@ def with_names(settings: Text) -> Text:
     Raises:
         InputError: the file cannot be read, is not UTF-8, has a line that is no name, or has none at all.
     """
-    redact = settings.redact
-    if redact is None or not isinstance(redact.names, str):
+    if settings.redact is None or not isinstance(settings.redact.names, str):
         return settings
-    path = _located(redact.names)
-    with telling_read_errors(path):
-        content = path.read_bytes()
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}, the file of names, is not UTF-8 text (byte {error.start}).") from error
-    for number, line in enumerate(lines, 1):
-        if len(line.strip()) > LONGEST_NAME:
-            raise InputError(f"{path}: line {number} is longer than a name; write one in each line.")
-    names = tuple(dict.fromkeys(name for line in lines if any(map(str.isalnum, name := line.strip()))))
-    if not names:
-        raise InputError(f"{path}, the file of names, holds none; write one in each line.")
-    return settings.model_copy(update={"redact": RedactionSettings(**(redact.model_dump() | {"names": names}))})
+    return settings.model_copy(update={"redact": with_names_read(settings.redact)})
 
 
 def names_identity(settings: TextSettings) -> dict[str, str]:
@@ -45,11 +27,4 @@ def names_identity(settings: TextSettings) -> dict[str, str]:
     redact = settings.redact
     if redact is None or not isinstance(redact.names, str):
         return {}
-    return {"names": identity([_located(redact.names)])}
-
-
-def _located(names: str) -> UPath:
-    try:
-        return locate(names)
-    except InputError as error:
-        raise InputError(f"redact.names: {error}") from error
+    return {"names": identity([located_names(redact.names)])}

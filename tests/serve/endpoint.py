@@ -14,6 +14,7 @@ from models.engine import Engine
 from serve.gateway import build_gateway
 from serve.guard import Guard
 from serve.limits import RequestLimits
+from serve.request_log import RequestLines, RequestLog
 from serve.security import Security
 from serve.settings import ServeSettings
 
@@ -21,9 +22,13 @@ from serve.settings import ServeSettings
 @contextlib.contextmanager
 def running(engine: Engine, settings: ServeSettings, guard: Guard | None = None, **about: Any) -> Iterator[str]:
     """The URL of an endpoint that answers for `engine` while the block runs, as a replica does."""
-    gateway = build_gateway(engine, settings, **{"name": "small", "version": "f00d", **about})
+    about = {"name": "small", "version": "f00d", "replica": "local", **about}
+    gateway = build_gateway(engine, settings, **about)
+    lines = RequestLines(settings.log_requests)
+    lines.describe(gateway.routes, model=about["name"], version=about["version"], replica=about["replica"])
     gateway.add_middleware(Security, guard=guard)
-    app = Security(RequestLimits(gateway, settings.max_body_bytes, settings.body_timeout_s), guard)
+    gateway.add_middleware(RequestLog, lines=lines)
+    app = RequestLog(Security(RequestLimits(gateway, settings.max_body_bytes, settings.body_timeout_s), guard), lines)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -27,6 +27,7 @@ from serve.known_keys import KnownKeys
 from serve.limits import RequestLimits, middlewares
 from serve.rates import TokenBuckets
 from serve.refusals import on_refusal
+from serve.request_log import RequestLog
 from serve.security import Security
 from serve.security_settings import RateSettings
 from serve.settings import ServeSettings
@@ -383,8 +384,8 @@ def test_a_replica_finds_its_guard_in_the_environment(
     monkeypatch.setenv(STORE_VARIABLE, str(store))
     process_guard.cache_clear()
     try:
-        inner, outer = middlewares()
-        assert (inner.cls, outer.cls) == (RequestLimits, Security)
+        inner, outer, log = middlewares()
+        assert (inner.cls, outer.cls, log.cls) == (RequestLimits, Security, RequestLog)
         guard = outer.kwargs["guard"]
         assert isinstance(guard, Guard)
         assert process_guard() is guard
