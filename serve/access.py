@@ -1,4 +1,4 @@
-"""Which path asks for which scope, and what is known of whoever asks."""
+"""Which request asks for which scope, and what is known of whoever asks."""
 
 import math
 from dataclasses import dataclass
@@ -13,6 +13,9 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 STATIC = "/static-offline-docs/"
 """Where the files of the documentation's page are."""
+
+PAGE = "/page/"
+"""Where the files of the page for people are; the page itself is `GET /`."""
 
 _OPEN = frozenset({"/healthz", "/health", "/-/healthz", "/-/routes", "/docs", "/openapi.json"})
 """Health and documentation; the two with a hyphen are Ray Serve's, by which HAProxy learns whether a replica lives."""
@@ -43,9 +46,11 @@ class Caller:
         return scope is None or scope in self.scopes or "admin" in self.scopes
 
 
-def is_open(path: str) -> bool:
-    """Whether anyone may ask for the path, whatever its method."""
-    return path in _OPEN or path.startswith(STATIC)
+def is_open(method: str, path: str) -> bool:
+    """Whether anyone may ask so: for health, documentation and the page for people, which asks for a key itself."""
+    if path == "/":  # `POST /` classifies.
+        return method in ("GET", "HEAD")
+    return path in _OPEN or path.startswith((STATIC, PAGE))
 
 
 def scope_of(path: str) -> Scope | None:

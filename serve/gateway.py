@@ -28,6 +28,7 @@ from serve.metrics import ServeMetrics, merged
 from serve.problems import MEDIA_TYPE, ProblemError
 from serve.schemas import ClassifyResponse, Problem, RequestShape, answers_as_json
 from serve.settings import ServeSettings
+from serve.webpage import serve_page
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
@@ -99,6 +100,7 @@ def build_gateway(
     )
     _answer_errors(app)
     serve_documentation(app)
+    serve_page(app)
     declare_security(app, settings)
 
     async def answered(
