@@ -16,6 +16,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from models.engine import Engine
 from serve import dialects
@@ -299,7 +300,11 @@ def _answer_errors(app: FastAPI) -> None:
             404: f"There is nothing at {path}; /docs tells what there is.",
             405: f"{request.method[:20]} is not allowed at {path}; see /docs.",
         }.get(error.status_code, str(error.detail))
-        return ProblemError(error.status_code, sentence, error.headers).response()
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette tells the methods of one route of several at the path.
+            routes = [each for each in app.routes if isinstance(each, Route) and each.path == request.scope["path"]]
+            headers["Allow"] = ", ".join(sorted({method for each in routes for method in each.methods or ()}))
+        return ProblemError(error.status_code, sentence, headers).response()
 
     async def fail(_: Request, error: Exception) -> Response:
         return ProblemError(500, "The server failed at this request; its log says why.").response()

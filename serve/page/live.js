@@ -8,35 +8,39 @@ const EVERY_S = 3;
 /** How many spans between readings count together: other replicas' numbers are up to 2 s old, so one alone jumps. */
 const SPANS = 5;
 
+let watching = false;
+/** Counts the beginnings: what an earlier one still reads is no longer wanted. */
+let run = 0;
 let timer = 0;
 let last = null;
 let spans = [];
 
 /** Begins to read, or begins anew. */
 export function watch() {
-  clearTimeout(timer);
+  unwatch();
+  watching = true;
   [last, spans] = [null, []];
-  read();
+  read(run);
 }
 
-/** Ends it, and forgets what was read. */
+/** Ends it. */
 export function unwatch() {
+  watching = false;
+  run += 1;
   clearTimeout(timer);
-  timer = 0;
 }
 
 document.addEventListener("visibilitychange", () => {
-  if (!timer) return;
-  clearTimeout(timer);
-  if (!document.hidden) watch();
+  if (!watching) return;
+  if (document.hidden) clearTimeout(timer);
+  else watch();
 });
 
-async function read() {
-  timer = setTimeout(read, 1000 * EVERY_S);
-  const mine = timer;
+async function read(mine) {
+  let seconds = EVERY_S;
   try {
     const page = await ask("metrics", { plain: true, seconds: 10 });
-    if (mine !== timer) return;
+    if (mine !== run) return;
     const now = reading(page, performance.now() / 1000);
     if (last) spans = [...spans, between(last, now)].slice(-SPANS);
     last = now;
@@ -44,13 +48,13 @@ async function read() {
     show(together(spans), state(now));
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (mine !== timer) return;
+    if (mine !== run) return;
     byId("live-problem").textContent = error.message;
-    clearTimeout(timer);
-    // It stays as it is without another key, or at another address.
-    const final = [401, 403, 404].includes(error.status);
-    timer = final ? 0 : setTimeout(read, 1000 * Math.max(EVERY_S, error.retryAfter));
+    // It stays so without another key, or at another address.
+    if ([401, 403, 404].includes(error.status)) return unwatch();
+    seconds = Math.max(EVERY_S, error.retryAfter);
   }
+  if (!document.hidden) timer = setTimeout(read, 1000 * seconds, mine);
 }
 
 function show(span, now) {
