@@ -6,6 +6,7 @@
 The file holds texts, one a line, which are classified meanwhile, so that there are figures to show.
 """
 
+import io
 import itertools
 import shutil
 import sys
@@ -13,6 +14,7 @@ import threading
 from pathlib import Path
 
 import httpx
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 TEXT = "@united my flight was cancelled and nobody at the desk could tell me why. The crew was lovely though!"
@@ -43,9 +45,10 @@ def take(url: str, texts: list[str], path: Path) -> None:
             page.get_by_role("button", name="Why negative?").click()
             page.locator(".why").wait_for(timeout=120_000)
             page.locator("#drift").wait_for(timeout=120_000)
-            page.locator(".why-button").first.blur()
+            page.mouse.move(0, 0)
             page.wait_for_timeout(15_000)  # Until rates are of five readings.
-            page.screenshot(path=path, full_page=True)
+            picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+            picture.quantize(128).save(path, optimize=True)
             browser.close()
     finally:
         done.set()
