@@ -53,7 +53,7 @@ def serve_recipe(recipe: Path, overrides: Sequence[str] | None, asked: Sequence[
                 for path in reports(artifacts):
                     tell(path)
             else:
-                tell(f"{loaded.name} answers at {url}/v1/classify (try it at {url}/docs). Ctrl-C stops it.")
+                tell(f"{loaded.name} answers at {url}/v1/classify (try it at {url}). Ctrl-C stops it.")
                 if registry.number(version.name, STABLE) == version.number:
                     _follow(registry, STABLE, version, loaded.serve, others, tell)
                 else:
@@ -93,7 +93,7 @@ def serve_registered(reference: str, store_url: str, overrides: Sequence[str], a
                 return
             tell = _telling(console_on(terminal.out))
             tell(
-                f"{version} answers at {url}/v1/classify (try it at {url}/docs) and {name}@{alias} is followed. "
+                f"{version} answers at {url}/v1/classify (try it at {url}) and {name}@{alias} is followed. "
                 "Ctrl-C stops it."
             )
             _follow(registry, alias, version, settings, others, tell)

@@ -1,4 +1,4 @@
-"""Which path asks for which scope, and what is known of whoever asks."""
+"""Which request asks for which scope, and what is known of whoever asks."""
 
 import math
 from dataclasses import dataclass
@@ -13,6 +13,9 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 STATIC = "/static-offline-docs/"
 """Where the files of the documentation's page are."""
+
+PAGE = "/page/"
+"""Where the files of the page for people are; the page itself is `GET /`."""
 
 _OPEN = frozenset({"/healthz", "/health", "/-/healthz", "/-/routes", "/docs", "/openapi.json"})
 """Health and documentation; the two with a hyphen are Ray Serve's, by which HAProxy learns whether a replica lives."""
@@ -55,9 +58,12 @@ def plain_path(path: str) -> str:
     return slash + rest
 
 
-def is_open(path: str) -> bool:
-    """Whether anyone may ask for the path, whatever its method."""
-    return plain_path(path) in _OPEN or path.startswith(STATIC)
+def is_open(method: str, path: str) -> bool:
+    """Whether anyone may ask so: for health, documentation and the page for people, which asks for a key itself."""
+    path = plain_path(path)
+    if path == "/":  # `POST /` classifies.
+        return method in ("GET", "HEAD")
+    return path in _OPEN or path.startswith((STATIC, PAGE))
 
 
 def scope_of(path: str) -> Scope | None:

@@ -52,10 +52,10 @@ def declare_security(app: FastAPI, settings: ExposureSettings) -> None:
         found = plain()
         found.setdefault("components", {})["securitySchemes"] = schemes
         for path, methods in found["paths"].items():
-            if is_open(path):
-                continue
             wanted = scope_of(path)
-            for operation in methods.values():
+            for method, operation in methods.items():
+                if is_open(method.upper(), path):
+                    continue
                 operation["security"] = [{name: []} for name in schemes]
                 told = {401: "No valid key or token.", **({403: f"It lacks the scope {wanted}."} if wanted else {})}
                 for status, sentence in told.items():

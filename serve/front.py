@@ -17,7 +17,7 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.access import MODELS
+from serve.access import MODELS, PAGE
 from serve.forwarding import SHADOW_HEADER, Asked, Reply, asked_of, body_of
 from serve.loaded import Loaded
 from serve.logs import logger
@@ -30,7 +30,7 @@ Ask = Callable[[str, Asked], Awaitable[Reply]]
 
 _SHARED = frozenset({"/v1/classify", "/predict", "/"})
 """What a candidate may answer in the place of the stable version."""
-_OF_OTHERS = _SHARED | {"/v1/explain", "/v1/model", "/info", "/health", "/healthz"}
+_OF_OTHERS = _SHARED | {"/v1/explain", "/v1/model", "/info", "/health", "/healthz", "/openapi.json"}
 _SHADOWS = 16
 """Copies for the candidate that are under way at most; beyond them requests are not compared."""
 
@@ -84,7 +84,7 @@ class Front:
         if body is None:
             return
         identity = table.others.get(name)
-        if identity is None or path not in _OF_OTHERS:
+        if identity is None or not (path in _OF_OTHERS or path.startswith(PAGE)):
             known = ", ".join(f"{MODELS}{each}/v1/classify" for each in sorted(table.others))
             sentence = f"There is nothing at {scope['path'][:80]}; " + (
                 f"other models answer at {known}." if known else "this endpoint has no other models (serve.models)."

@@ -30,6 +30,7 @@ from serve.requests import record_of
 from serve.sampling import Sampler
 from serve.schemas import ClassifyResponse, Problem, RequestShape, answers_as_json
 from serve.settings import ServeSettings
+from serve.webpage import serve_page
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
@@ -107,6 +108,7 @@ def build_gateway(
     )
     answer_problems(app)
     serve_documentation(app)
+    serve_page(app)
     declare_security(app, settings)
 
     async def answered(

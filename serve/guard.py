@@ -64,7 +64,7 @@ class Guard:
             ProblemError: 401 without a valid key or token, 403 if it does not allow this, 429 if it comes too often.
         """
         path: str = scope["path"]
-        if is_open(path):
+        if is_open(scope["method"], path):
             return
         if self._keys is None and self._tokens is None:
             if self._rate:

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from serve.requests import record_of
 
@@ -51,7 +52,11 @@ def answer_problems(app: FastAPI) -> None:
             404: f"There is nothing at {path}; /docs tells what there is.",
             405: f"{request.method[:20]} is not allowed at {path}; see /docs.",
         }.get(error.status_code, str(error.detail))
-        return ProblemError(error.status_code, sentence, error.headers).response(record_of(request.scope).id)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette tells the methods of one route of several at the path.
+            routes = [each for each in app.routes if isinstance(each, Route) and each.path == request.scope["path"]]
+            headers["Allow"] = ", ".join(sorted({method for each in routes for method in each.methods or ()}))
+        return ProblemError(error.status_code, sentence, headers).response(record_of(request.scope).id)
 
     app.add_exception_handler(ProblemError, refuse)
     app.add_exception_handler(HTTPException, refuse_route)

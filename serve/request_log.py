@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.access import MODELS, STATIC, is_open, plain_path
+from serve.access import MODELS, PAGE, STATIC, is_open, plain_path
 from serve.guard import SETTINGS_VARIABLE
 from serve.logs import logger
 from serve.problems import ProblemError
@@ -93,8 +93,8 @@ class RequestLines:
     def _path(self, path: str) -> str:
         if path.startswith(MODELS):
             return f"{MODELS}*{self._path(plain_path(path))}"
-        if path in self._paths or is_open(path):
-            return STATIC if path.startswith(STATIC) else path
+        if path in self._paths or is_open("", path):
+            return next((each for each in (STATIC, PAGE) if path.startswith(each)), path)
         return "(other)"
 
 

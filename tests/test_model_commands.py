@@ -221,7 +221,7 @@ def test_serving_a_model_follows_its_alias(made: Made, command: Command, endpoin
     outcome = command("serve", "--model", "salads", "--store", made.place, "serve.port=8123", "serve.engine=torch")
     assert (outcome.status, endpoint.stopped) == (0, 1), outcome.err
     assert outcome.out.splitlines() == [
-        "salads:1 answers at http://127.0.0.1:8123/v1/classify (try it at http://127.0.0.1:8123/docs) and "
+        "salads:1 answers at http://127.0.0.1:8123/v1/classify (try it at http://127.0.0.1:8123) and "
         "salads@stable is followed. Ctrl-C stops it.",
         "salads:2 takes the place of salads:1 ...",
         "salads:2 is served.",

@@ -118,7 +118,6 @@ def test_others_are_told_401(url: str, keys: dict[str, str], header: str, senten
 
 
 PATHS = {
-    "/": {"classify", "admin"},
     "/v1/classify": {"classify", "admin"},
     "/predict": {"classify", "admin"},
     "/v1/explain": {"explain", "admin"},
@@ -130,7 +129,7 @@ PATHS = {
     "/docs/x": set(SCOPES),
     "/static-offline-docs": set(SCOPES),
 }
-OPEN = ["/healthz", "/health", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
+OPEN = ["/healthz", "/health", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css", "/page/page.js"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -149,6 +148,16 @@ def test_each_path_asks_for_its_scope(url: str, keys: dict[str, str], path: str)
         assert problem_of(raw(url, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))[0] == 401
 
 
+def test_the_page_for_people_is_open_and_classifying_at_its_address_is_not(url: str, keys: dict[str, str]) -> None:
+    for method in ("GET", "HEAD"):
+        assert httpx.request(method, f"{url}/").status_code == 200
+    for method in ("POST", "PUT", "OPTIONS"):
+        assert httpx.request(method, f"{url}/", json={"inputs": "late"}).status_code == 401
+    for scope in SCOPES:
+        status = asked(url, keys[scope], b'{"inputs": "late"}', "/")[0]
+        assert status == (200 if scope in ("classify", "admin") else 403)
+
+
 def test_health_and_documentation_are_open(url: str) -> None:
     for path in OPEN:
         assert httpx.get(url + path).status_code == 200
@@ -160,11 +169,13 @@ def test_health_and_documentation_are_open(url: str) -> None:
 
 def test_every_route_is_known_to_the_scopes(engine: Engine) -> None:
     """A route that nobody thought of here is closed to those without a key, but open to any with one."""
-    routes = [r.path for r in build_gateway(engine, SETTINGS, name="x", version="x").routes if isinstance(r, APIRoute)]
+    routes = [r for r in build_gateway(engine, SETTINGS, name="x", version="x").routes if isinstance(r, APIRoute)]
     assert len(routes) >= 9
-    for path in routes:
-        assert path in PATHS or path in OPEN
-        assert is_open(path) == (path in OPEN)
+    for route in routes:
+        opened = route.path in OPEN or route.path.startswith("/page/") or (route.path == "/" and "GET" in route.methods)
+        assert opened or route.path in PATHS or route.path == "/"
+        for method in route.methods:
+            assert is_open(method, route.path) == opened
 
 
 def test_a_revoked_key_and_one_that_expired_open_nothing(
@@ -325,9 +336,10 @@ def test_the_openapi_document_says_which_keys_are_needed(url: str, engine: Engin
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     assert document["components"]["securitySchemes"]["apiKey"]["name"] == "X-API-Key"
     for path, methods in document["paths"].items():
-        for operation in methods.values():
-            assert ("security" in operation) == (not is_open(path))
-            assert ("401" in operation["responses"]) == (not is_open(path))
+        for method, operation in methods.items():
+            closed = not is_open(method.upper(), path)
+            assert ("security" in operation) == closed
+            assert ("401" in operation["responses"]) == closed
             assert ("403" in operation["responses"]) == (scope_of(path) is not None)
     with running(engine, ServeSettings()) as open_url:
         plain = httpx.get(f"{open_url}/openapi.json").json()
@@ -358,7 +370,7 @@ def test_nobody_behind_the_guard_sees_a_key(known: KnownKeys, keys: dict[str, st
         seen.append(scope["headers"])
 
     headers = [(b"x-api-key", keys["admin"].encode()), (b"authorization", b"Basic x"), (b"accept", b"*/*")]
-    scope = {"type": "http", "path": "/v1/model", "headers": headers, "client": None}
+    scope = {"type": "http", "method": "GET", "path": "/v1/model", "headers": headers, "client": None}
     asyncio.run(Security(app, Guard(SETTINGS, known))(scope, None, None))  # type: ignore[arg-type]
     assert seen == [[(b"accept", b"*/*")]]
 

@@ -246,7 +246,11 @@ def test_the_guard_takes_tokens_by_their_scopes_and_rates(verifier: TokenVerifie
     guard = Guard(given, tokens=verifier, now=clock)
 
     def ask(shown: bytes, path: str = "/v1/classify", header: bytes = b"authorization") -> int:
-        scope = {"path": path, "headers": [(header, b"Bearer " + shown if header == b"authorization" else shown)]}
+        scope = {
+            "method": "POST",
+            "path": path,
+            "headers": [(header, b"Bearer " + shown if header == b"authorization" else shown)],
+        }
         try:
             asyncio.run(guard.admit(scope))
         except ProblemError as refused:
