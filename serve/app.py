@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
+from ray._private.state import available_resources_per_node
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ControllerOptions, HTTPOptions
 from ray.serve.schema import LoggingConfig
@@ -33,12 +34,17 @@ _BEYOND_QUEUE = 1000
 _NAMESPACE, _ADDRESS = "shoal-endpoint", b"address"
 """Where the cluster's own key-value store says at which host the endpoint was asked for, and whether with TLS."""
 
+_SURGE_PERCENT = 20
+"""Replicas of a new version that start before old ones of the former stop: one to every five, one at least."""
+
 _PROXY = {
     # A request that was in the hands of a replica that died is given to another one: classifying changes nothing,
     # so it may be done twice. Until HAProxy has
     # noticed the death, the dead one has the fewest connections and may be chosen again, hence several tries.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "5",
+    # HAProxy is started anew when it has failed three checks; every 10 s by default, so that nobody would answer for 30 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
 }
 """Environment of Serve's controller, from which HAProxy's settings are taken."""
 
@@ -58,7 +64,7 @@ def serve_model(settings: ServeSettings, model: ServedModel, store: UPath | None
     model.check(settings)
     check_exposure(settings, store)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    replicas = settings.min_replicas
+    replicas = max(1, settings.min_replicas)  # One starts in any case: what does not is told now and not at a request.
     what = "a replica" if replicas == 1 else f"{replicas} replicas"
     room_for(replicas * settings.cpus, replicas * settings.gpus, what, "serve.min_replicas, serve.cpus or serve.gpus")
     _start(settings)
@@ -68,7 +74,7 @@ def serve_model(settings: ServeSettings, model: ServedModel, store: UPath | None
         max_constructor_retry_count=2,
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.min_replicas,
-            initial_replicas=settings.min_replicas,
+            initial_replicas=max(replicas, min(_running_replicas(), settings.max_replicas)),
             max_replicas=settings.max_replicas,
             policy=AutoscalingPolicy(
                 policy_function=TokenPolicy,
@@ -76,6 +82,7 @@ def serve_model(settings: ServeSettings, model: ServedModel, store: UPath | None
             ),
             upscale_delay_s=settings.upscale_delay_s,
             downscale_delay_s=settings.downscale_delay_s,
+            downscale_to_zero_delay_s=settings.rest_after_s,
             metrics_interval_s=1,
             look_back_period_s=max(2, settings.upscale_delay_s),
         ),
@@ -85,6 +92,7 @@ def serve_model(settings: ServeSettings, model: ServedModel, store: UPath | None
             "runtime_env": _runtime_env(settings, store),
         },
         graceful_shutdown_timeout_s=settings.drain_s,
+        max_surge_percent=_SURGE_PERCENT if _fits_one_more(settings) else 0,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     ).bind(settings, model)
     try:
@@ -98,6 +106,24 @@ def stop() -> None:
     """Takes the endpoint down, its HAProxy too."""
     ray_serve.shutdown()
     _internal_kv_del(_ADDRESS, namespace=_NAMESPACE)
+
+
+def _running_replicas() -> int:
+    """How many replicas answer now: another version begins with as many, since that is what the load asks for."""
+    application = ray_serve.status().applications.get(APPLICATION)
+    deployments = application.deployments.values() if application else ()
+    states = [each for deployment in deployments for each in deployment.replica_states.items()]
+    return sum(count for state, count in states if state == "RUNNING")
+
+
+def _fits_one_more(settings: ServeSettings) -> bool:
+    """Whether a node has room for a replica beside those that run.
+
+    Without it Ray has to stop one before its successor starts: the successor would wait for its room for ever.
+    """
+    wanted = {"CPU": settings.cpus, "GPU": settings.gpus}
+    nodes = available_resources_per_node().values()
+    return any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes)
 
 
 def _start(settings: ServeSettings) -> None:
@@ -125,7 +151,10 @@ def _start(settings: ServeSettings) -> None:
         if not settings.on_loopback:
             host = "127.0.0.1"  # Of all that listens, HAProxy alone is to be reached from elsewhere.
         folder = Path(session.get_session_dir_path()) / "shoal-haproxy"
-        starter = write_starter(folder, settings.body_timeout_s, listen=listen, tls=settings.tls)
+        at_rest = settings.max_body_bytes if settings.min_replicas == 0 else None
+        starter = write_starter(
+            folder, settings.body_timeout_s, listen=listen, tls=settings.tls, rests_with_bodies_of=at_rest
+        )
         variables["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(starter)
     ray_serve.start(
         http_options=HTTPOptions(host=host, port=settings.port),

@@ -10,7 +10,7 @@ from serve.exchange import MetricsExchange
 from serve.gateway import build_gateway
 from serve.guard import process_guard
 from serve.model import ServedModel
-from serve.scaling import BUSY, QUEUED, REFUSED, SPEED
+from serve.scaling import BUSY, QUEUED, REFUSED, REQUESTS, SPEED
 from serve.security import Security
 from serve.settings import ServeSettings
 
@@ -52,6 +52,7 @@ class Classifier:
             SPEED: load.tokens_per_second,
             BUSY: load.busy,
             REFUSED: load.refused_per_second,
+            REQUESTS: load.requests,
         }
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
