@@ -43,7 +43,8 @@ _PROXY = {
     # noticed the death, the dead one has the fewest connections and may be chosen again, hence several tries.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "5",
-    # HAProxy is started anew when it has failed three checks; every 10 s by default, so that nobody would answer for 30 s.
+    # HAProxy is started anew when it has failed three checks in a row; with the 10 s that Ray leaves between them,
+    # nobody would answer for half a minute.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
 }
 """Environment of Serve's controller, from which HAProxy's settings are taken."""

@@ -7,7 +7,8 @@ that changes a copy of it:
 - a client has a limited time to send its headers (Ray sets none);
 - a request to change the protocol (WebSocket, HTTP/2) is a plain request, whose body uvicorn would otherwise lose;
 - it ends with its cluster, however that ended, instead of holding the port and answering for nobody;
-- where no replica answers, a client gets 503 with Retry-After, not a plain 500;
+- where no replica answers, a client gets 503 with Retry-After, not a plain 500, and not the 404 of an HAProxy that was
+  just started anew and has not been told of replicas yet;
 - what HAProxy and uvicorn say by themselves of a request is problem+json like all else. (What HAProxy cannot even
   take for HTTP it answers with its built-in page, whatever the configuration says.)
 - it alone listens where others can reach it, if that is wanted, and with TLS; Ray's own listens stay on loopback;
@@ -57,7 +58,9 @@ for argument do
     shift
     if [ "$previous" = -f ]; then
         sed {edits} "$argument" > "$argument.mended" || exit 1
-        if grep -q '^backend http-' "$argument" && ! grep -q '^ *server SERVE_REPLICA' "$argument"; then
+        if ! grep -q '^backend http-' "$argument"; then
+            sed -i {untold} "$argument.mended" || exit 1
+        elif ! grep -q '^ *server SERVE_REPLICA' "$argument"; then
             sed -i {resting} "$argument.mended" || exit 1
         fi
         argument="$argument.mended"
@@ -111,7 +114,12 @@ def write_starter(
     edits.append(r"s/http-request return status 404 content-type text\/plain .*/http-request deny deny_status 404/")
     script = folder / "haproxy"
     resting = ["s/^//"] if rests_with_bodies_of is None else _resting_edits(folder, rests_with_bodies_of)
-    text = _SCRIPT.format(edits=_flags(edits), resting=_flags(resting), binary=shlex.quote(get_haproxy_binary()))
+    text = _SCRIPT.format(
+        edits=_flags(edits),
+        untold=_flags(["s/http-request deny deny_status 404/http-request deny deny_status 503/"]),
+        resting=_flags(resting),
+        binary=shlex.quote(get_haproxy_binary()),
+    )
     script.write_text(text, encoding="utf-8")
     script.chmod(0o755)
     return script

@@ -1,4 +1,4 @@
-"""A client that asks at a steady rate whatever becomes of its requests, and tries once more where its connection is lost."""
+"""A client that asks at a steady rate, whatever becomes of its requests, and asks again when its connection is lost."""
 
 import asyncio
 import contextlib
@@ -22,13 +22,16 @@ class Asked:
 
 
 @contextlib.contextmanager
-def asking(url: str, per_second: float = 20.0, pause_s: float = 0.0, tries: int = 2) -> Iterator[Asked]:
+def asking(
+    url: str, per_second: float = 20.0, pause_s: float = 0.0, tries: int = 2, unavailable: bool = False
+) -> Iterator[Asked]:
     """Sends requests while the block runs, each when it is due, and awaits the answers to all of them at its end.
 
     Args:
         url: the endpoint's.
         per_second: requests.
         pause_s: the seconds after which a request whose connection was lost is sent again.
+        unavailable: one that was answered 503 is sent again, too.
         tries: how often it is sent at most.
     """
     asked, done = Asked(), threading.Event()
@@ -42,7 +45,8 @@ def asking(url: str, per_second: float = 20.0, pause_s: float = 0.0, tries: int 
                 await asyncio.sleep(pause_s)
             with contextlib.suppress(httpx.TransportError):
                 status = (await client.post("/v1/classify", json={"texts": ["late"]})).status_code
-                break
+                if status != 503 or not unavailable:
+                    break
         asked.statuses[status] += 1
         asked.slowest_s = max(asked.slowest_s, time.monotonic() - started)
 
