@@ -45,7 +45,9 @@ _PROXY = {
     "RAY_SERVE_HAPROXY_RETRIES": "5",
     # HAProxy is started anew when it has failed three checks in a row; with the 10 s that Ray leaves between them,
     # nobody would answer for half a minute.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "3",
+    # On a busy machine it takes longer than three times 5 s to start, and would be killed on its way for ever.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
 }
 """Environment of Serve's controller, from which HAProxy's settings are taken."""
 
