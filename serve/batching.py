@@ -158,13 +158,8 @@ class Batcher:
         now = self._clock()
         passed = max(now - self._since, 1e-3)
         mean = self._submitted_tokens / self._submitted if self._submitted else 0.0
-        found = Load(
-            self._tokens,
-            self._tokens_per_second,
-            min(self._busy_s / passed, 1.0),
-            self._refused * mean / passed,
-            self._requests + self._came,
-        )
+        busy, refused = min(self._busy_s / passed, 1.0), self._refused * mean / passed
+        found = Load(self._tokens, self._tokens_per_second, busy, refused, self._requests + self._came)
         self._since, self._busy_s, self._refused, self._came = now, 0.0, 0, 0
         return found
 

@@ -157,6 +157,8 @@ def test_other_settings_take_the_place_of_the_former_and_no_request_is_lost(one:
         wait_until(lambda: not replicas("STOPPING"))
     assert set(asked.statuses) == {200}
     assert asked.retried <= 2
+    print(asked)
+    assert asked.slowest_s < 3, "none had to wait for the start of a replica"
     assert httpx.post(f"{one}/v1/classify", json={"texts": ["late"] * 8}).status_code == 422
 
 
