@@ -71,7 +71,7 @@ def _texts(count: int) -> list[str]:
     return texts[:: len(texts) // count][:count]
 
 
-def _make_model(folder: Path) -> None:
+def make_model(folder: Path) -> None:
     """MiniLM with a fresh head, and its export."""
     columns = (LabelColumn(name="sentiment", classes=("negative", "neutral", "positive")),)
     encoder = Path(locate(ENCODER).path)
@@ -228,7 +228,7 @@ def main() -> None:
     table = Table(*header)
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as scratch:
         folder = Path(scratch)
-        _make_model(folder)
+        make_model(folder)
         for kind in ENGINES:
             alone = [f"{_engine_alone(kind, folder, texts, size, given.seconds):,.0f}" for size in sizes]
             table.add_row(f"engine alone, {kind}", *(cell for each in alone for cell in (each, "", "")))

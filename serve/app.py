@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
+from ray._private.state import available_resources_per_node
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ControllerOptions, HTTPOptions
 from ray.serve.deployment import Application
@@ -28,7 +29,7 @@ from serve.names import with_names
 from serve.scaling import TokenPolicy
 from serve.settings import ServeSettings
 from serve.traffic import remove_table
-from serve.turning import APPLICATION, await_replicas, next_table, turn
+from serve.turning import APPLICATION, await_replicas, next_table, running_replicas, turn
 from serve.versions import VERSIONS, publish_version, versions_deployment
 
 _BEYOND_QUEUE = 1000
@@ -37,12 +38,20 @@ _BEYOND_QUEUE = 1000
 _NAMESPACE, _ADDRESS = "shoal-endpoint", b"address"
 """Where the cluster's own key-value store says at which host the endpoint was asked for, and whether with TLS."""
 
+_SURGE_PERCENT = 20
+"""Replicas of a new version that start before old ones of the former stop: one to every five, one at least."""
+
 _PROXY = {
     # A request that was in the hands of a replica that died is given to another one: classifying changes nothing,
     # so it may be done twice. Until HAProxy has
     # noticed the death, the dead one has the fewest connections and may be chosen again, hence several tries.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "5",
+    # HAProxy is started anew when it has failed three checks in a row; with the 10 s that Ray leaves between them,
+    # nobody would answer for half a minute.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "3",
+    # On a busy machine it takes longer than three times 5 s to start, and would be killed on its way for ever.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
 }
 """Environment of Serve's controller, from which HAProxy's settings are taken."""
 
@@ -73,7 +82,8 @@ def serve_model(
         each.check(settings)
     check_exposure(settings, store)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    replicas = settings.min_replicas + bool(others)
+    # One starts in any case: what does not is told now and not at a request.
+    replicas = max(1, settings.min_replicas) + bool(others)
     what = "a replica" if replicas == 1 else f"{replicas} replicas"
     room_for(replicas * settings.cpus, replicas * settings.gpus, what, "serve.min_replicas, serve.cpus or serve.gpus")
     _start(settings)
@@ -82,7 +92,7 @@ def serve_model(
     )
     if others:
         start_versions(settings, store)
-    application = Classifier.options(**_options(settings, store)).bind(settings)  # type: ignore[attr-defined]
+    application = Classifier.options(**_options(settings, store, APPLICATION)).bind(settings)  # type: ignore[attr-defined]
     _run(application, APPLICATION, "/")
     await_replicas(table)
     return f"{'https' if settings.tls else 'http'}://{_reachable(settings.host)}:{settings.port}"
@@ -103,7 +113,7 @@ def start_versions(settings: ServeSettings, store: UPath | None = None) -> None:
     Raises:
         ClusterError: they do not start.
     """
-    options = _options(settings, store)
+    options = _options(settings, store, VERSIONS)
     _run(versions_deployment(settings).options(**options).bind(settings), VERSIONS, None)
 
 
@@ -119,15 +129,16 @@ def _run(application: Application, name: str, route_prefix: str | None) -> None:
         raise ClusterError(f"the endpoint does not start: {_reason(name) or error}") from error
 
 
-def _options(settings: ServeSettings, store: UPath | None) -> dict[str, Any]:
-    """How a deployment scales, what a replica takes and knows."""
+def _options(settings: ServeSettings, store: UPath | None, name: str) -> dict[str, Any]:
+    """How the deployment of an application scales, what a replica takes and knows."""
+    least = settings.min_replicas if name == APPLICATION else min(1, settings.min_replicas)
     return {
         "max_ongoing_requests": settings.max_queued + _BEYOND_QUEUE,
         "max_queued_requests": -1,
         "max_constructor_retry_count": 2,
         "autoscaling_config": AutoscalingConfig(
-            min_replicas=settings.min_replicas,
-            initial_replicas=settings.min_replicas,
+            min_replicas=least,
+            initial_replicas=min(max(1, least, running_replicas(name)), settings.max_replicas),
             max_replicas=settings.max_replicas,
             policy=AutoscalingPolicy(
                 policy_function=TokenPolicy,
@@ -135,6 +146,7 @@ def _options(settings: ServeSettings, store: UPath | None) -> dict[str, Any]:
             ),
             upscale_delay_s=settings.upscale_delay_s,
             downscale_delay_s=settings.downscale_delay_s,
+            downscale_to_zero_delay_s=settings.rest_after_s,
             metrics_interval_s=1,
             look_back_period_s=max(2, settings.upscale_delay_s),
         ),
@@ -144,6 +156,7 @@ def _options(settings: ServeSettings, store: UPath | None) -> dict[str, Any]:
             "runtime_env": _runtime_env(settings, store),
         },
         "graceful_shutdown_timeout_s": settings.drain_s,
+        "max_surge_percent": _SURGE_PERCENT if _fits_one_more(settings) else 0,
         "logging_config": LoggingConfig(enable_access_log=False, log_level="WARNING", encoding="JSON"),
     }
 
@@ -153,6 +166,16 @@ def stop() -> None:
     ray_serve.shutdown()
     remove_table()
     _internal_kv_del(_ADDRESS, namespace=_NAMESPACE)
+
+
+def _fits_one_more(settings: ServeSettings) -> bool:
+    """Whether a node has room for a replica beside those that run.
+
+    Without it Ray has to stop one before its successor starts: the successor would wait for its room for ever.
+    """
+    wanted = {"CPU": settings.cpus, "GPU": settings.gpus}
+    nodes = available_resources_per_node().values()
+    return any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes)
 
 
 def _start(settings: ServeSettings) -> None:
@@ -180,7 +203,10 @@ def _start(settings: ServeSettings) -> None:
         if not settings.on_loopback:
             host = "127.0.0.1"  # Of all that listens, HAProxy alone is to be reached from elsewhere.
         folder = Path(session.get_session_dir_path()) / "shoal-haproxy"
-        starter = write_starter(folder, settings.body_timeout_s, listen=listen, tls=settings.tls)
+        at_rest = settings.max_body_bytes if settings.min_replicas == 0 else None
+        starter = write_starter(
+            folder, settings.body_timeout_s, listen=listen, tls=settings.tls, rests_with_bodies_of=at_rest
+        )
         variables["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(starter)
     ray_serve.start(
         http_options=HTTPOptions(host=host, port=settings.port),

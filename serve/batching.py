@@ -74,6 +74,8 @@ class Load:
     """The share of the time that it computed."""
     refused_per_second: float
     """Tokens of requests that were sent away, by the mean of those that were not."""
+    requests: int
+    """Requests that are in progress now or have come since, explanations and those sent away included."""
 
 
 @dataclass(slots=True, eq=False)
@@ -133,6 +135,7 @@ class Batcher:
         self._since = clock()
         self._busy_s = 0.0
         self._refused = 0
+        self._came = 0
         self._submitted = 0
         self._submitted_tokens = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -158,10 +161,9 @@ class Batcher:
         now = self._clock()
         passed = max(now - self._since, 1e-3)
         mean = self._submitted_tokens / self._submitted if self._submitted else 0.0
-        found = Load(
-            self._tokens, self._tokens_per_second, min(self._busy_s / passed, 1.0), self._refused * mean / passed
-        )
-        self._since, self._busy_s, self._refused = now, 0.0, 0
+        busy, refused = min(self._busy_s / passed, 1.0), self._refused * mean / passed
+        found = Load(self._tokens, self._tokens_per_second, busy, refused, self._requests + self._came)
+        self._since, self._busy_s, self._refused, self._came = now, 0.0, 0, 0
         return found
 
     @contextlib.contextmanager
@@ -173,6 +175,7 @@ class Batcher:
         Raises:
             QueueFullError: all `max_queued` places are taken, or it would wait too long.
         """
+        self._came += 1
         wait = self.wait_s
         late = timeout_s is not None and wait > timeout_s
         if late or wait > self._max_wait_s or self._requests >= self._max_queued:

@@ -58,7 +58,7 @@ class Classifier:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What autoscaling goes by; Ray asks for it every moment."""
-        return self._front.loaded.load()
+        return self._front.load()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Ray Serve runs."""

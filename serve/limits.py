@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.guard import SETTINGS_VARIABLE, process_guard
-from serve.problems import ProblemError
+from serve.problems import ProblemError, body_too_large
 from serve.refusals import refuse
 from serve.request_log import RequestLog, process_lines
 from serve.security import Security
@@ -78,8 +78,7 @@ class RequestLimits:
             raise ProblemError(408, sentence) from None
 
     def _too_large(self) -> ProblemError:
-        limit = f"The request's body is larger than {self._max_body_bytes:,} bytes; send fewer texts at a time."
-        return ProblemError(413, limit)
+        return ProblemError(413, body_too_large(self._max_body_bytes))
 
 
 def middlewares() -> list[Middleware]:

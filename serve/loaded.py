@@ -10,7 +10,7 @@ from serve.guard import process_store
 from serve.model import ServedModel
 from serve.request_log import RequestLines
 from serve.sampling import make_sampler
-from serve.scaling import BUSY, QUEUED, REFUSED, SPEED
+from serve.scaling import BUSY, QUEUED, REFUSED, REQUESTS, SPEED
 from serve.settings import ServeSettings
 
 
@@ -69,4 +69,5 @@ class Loaded:
             SPEED: load.tokens_per_second,
             BUSY: load.busy,
             REFUSED: load.refused_per_second,
+            REQUESTS: load.requests,
         }

@@ -31,6 +31,11 @@ class ProblemError(Exception):
         return Response(problem(self.status, self.detail, members), self.status, self.headers, MEDIA_TYPE)
 
 
+def body_too_large(max_body_bytes: int) -> str:
+    """The sentence for a body beyond the limit, which is said in several places."""
+    return f"The request's body is larger than {max_body_bytes:,} bytes; send fewer texts at a time."
+
+
 def problem(status: int, detail: str, members: Mapping[str, str] | None = None) -> bytes:
     """The body of a problem: type, title, status, detail and further members."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}

@@ -3,12 +3,16 @@
 A request may hold one word or 256 pages; tokens are what costs. Ray Serve asks each replica for its load every moment
 (`Classifier.record_autoscaling_stats`) and this policy for the replicas wanted; Ray keeps to the bounds and the
 delays of the settings, and asks it in its controller's process.
+
+Where no replica runs, nobody tells of tokens: a request then waits in Ray's own proxy, and Ray starts a replica for it
+without asking here.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 QUEUED, SPEED, BUSY, REFUSED = "queued_tokens", "tokens_per_second", "busy", "refused_per_second"
+REQUESTS = "requests"
 """What a replica tells: see `serve.batching.Load`."""
 
 
@@ -33,11 +37,17 @@ class TokenPolicy:
         self._target_busy = target_busy
 
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
-        """The replicas wanted, before bounds and delays; as many as there are while none has computed anything."""
+        """The replicas wanted, before bounds and delays.
+
+        None where no request is there or has come lately, at least one where there is, and as many as there are while
+        no replica has told anything, or there are requests but none has computed anything.
+        """
         told: Mapping[str, Mapping[Any, float]] = context.aggregated_metrics or {}
+        # Those that wait in Ray's proxy have not reached a replica yet.
+        asked = sum(told.get(REQUESTS, {}).values()) > 0 or context.total_queued_requests > 0
         speeds = {replica: speed for replica, speed in told.get(SPEED, {}).items() if speed > 0}
         if not speeds:
-            return float(context.target_num_replicas), {}
+            return float(context.target_num_replicas if asked or not told.get(SPEED) else 0), {}
         busy = told.get(BUSY, {})
         computed = sum(speed * busy.get(replica, 0.0) for replica, speed in speeds.items())
         wanted = replicas_for(
@@ -47,4 +57,4 @@ class TokenPolicy:
             target_wait_s=self._target_wait_s,
             target_busy=self._target_busy,
         )
-        return wanted, {}
+        return max(wanted, 1.0) if asked else wanted, {}

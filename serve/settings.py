@@ -30,7 +30,9 @@ class AbstainSettings(Settings):
 class ServeSettings(ExposureSettings):
     """The endpoint's address, who may ask it, its limits and scaling."""
 
-    min_replicas: int = Field(1, ge=1, description="Replicas kept when idle.")
+    min_replicas: int = Field(
+        1, ge=0, description="Replicas kept when idle. With 0 the endpoint comes to rest, and a request wakes it."
+    )
     max_replicas: int = Field(4, ge=1, description="Replicas under load.")
     target_wait_s: float = Field(
         0.5, gt=0, description="Seconds in which autoscaling wants what waits to be computed, as far as can be told."
@@ -40,6 +42,9 @@ class ServeSettings(ExposureSettings):
     )
     upscale_delay_s: float = Field(5.0, ge=0, description="Seconds of load before replicas are added.")
     downscale_delay_s: float = Field(60.0, ge=0, description="Seconds of calm before replicas are removed.")
+    rest_after_s: float = Field(
+        300.0, ge=0, description="Seconds without a request before the last replica is removed, if min_replicas is 0."
+    )
     drain_s: float = Field(20.0, ge=0, description="Seconds a replica has to finish its requests when it is removed.")
     engine: Literal["auto", "torch", "onnx"] = Field(
         "auto", description="What computes; auto takes torch on a GPU, else the export where there is one."

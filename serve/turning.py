@@ -53,13 +53,14 @@ def await_replicas(table: Table) -> None:
             if each.refused == table.revision:
                 raise ClusterError(each.trouble)
         following = sum(each.revision == table.revision for each in told)
-        if following >= _running() and all(each.revision >= table.revision for each in told):
+        if following >= running_replicas(APPLICATION) and all(each.revision >= table.revision for each in told):
             return
         time.sleep(0.2)
     raise ClusterError(f"after {_TIMEOUT_S:g} s not all replicas answer by what was asked for; their logs say why.")
 
 
-def _running() -> int:
-    """Replicas that take requests."""
-    application = ray_serve.status().applications[APPLICATION]
-    return sum(each.replica_states.get(ReplicaState.RUNNING, 0) for each in application.deployments.values())
+def running_replicas(name: str) -> int:
+    """How many replicas of an application take requests."""
+    application = ray_serve.status().applications.get(name)
+    deployments = application.deployments.values() if application else ()
+    return sum(each.replica_states.get(ReplicaState.RUNNING, 0) for each in deployments)
