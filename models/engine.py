@@ -95,9 +95,9 @@ class Engine(ABC):
         temperature: Mapping[str, float],
     ) -> None:
         self.spec = spec
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.pad_id = pad_id
-        self._uses_type_ids = uses_type_ids
+        self.uses_type_ids = uses_type_ids
         self._temperature = dict(temperature)
         self._also_masks: Redactor | None = None
 
@@ -105,10 +105,23 @@ class Engine(ABC):
         """Has every text masked by these settings too, after it was cleaned as the training texts were."""
         self._also_masks = redact.redactor if redact else None
 
+    def difference(self, other: "Engine") -> str:
+        """What the other has otherwise of what texts are read by and answered with; nothing if all is the same."""
+        own, its = self.spec, other.spec
+        read = self.tokenizer.to_str(), self.uses_type_ids
+        found = {
+            "set of labels": own.labels != its.labels,
+            "max_length": own.max_length != its.max_length,
+            "kind of texts (pairs or single ones)": own.pair != its.pair,
+            "cleaning of texts": own.text != its.text,
+            "tokenizer": read != (other.tokenizer.to_str(), other.uses_type_ids),
+        }
+        return next((name for name, differs in found.items() if differs), "")
+
     @cached_property
     def unknown_id(self) -> int | None:
         """The token for what the vocabulary lacks; None where it lacks nothing."""
-        return unknown_id(self._tokenizer)
+        return unknown_id(self.tokenizer)
 
     @abstractmethod
     def forward(self, batch: Sequence[Encoded]) -> FloatArray:
@@ -136,11 +149,11 @@ class Engine(ABC):
             inputs = self._cleaned([self._opening(text, self.spec.max_length) for text in texts])
         else:  # which part is cut depends on the whole lengths of both
             inputs = list(zip(self._cleaned(texts), self._cleaned(pairs), strict=True))
-        return list(zip(inputs, self._tokenizer.encode_batch(inputs), strict=True))
+        return list(zip(inputs, self.tokenizer.encode_batch(inputs), strict=True))
 
     def encoded(self, encoding: Encoding, truncated: bool | None = None) -> Encoded:
         """The tokens of one text (or pair) as the model reads them; `truncated` where the encoding does not tell."""
-        wants_types = self._uses_type_ids and self.spec.pair
+        wants_types = self.uses_type_ids and self.spec.pair
         return Encoded(
             # A tokenizer without special tokens makes nothing of an empty text; a model needs something.
             ids=encoding.ids or [self.pad_id],
@@ -168,7 +181,7 @@ class Engine(ABC):
 
     @cached_property
     def _window_tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         tokenizer.enable_truncation(self.spec.max_length, stride=self.spec.max_length // 8)
         return tokenizer
 
@@ -187,7 +200,7 @@ class Engine(ABC):
             (opening,) = self._cleaned([text[:end]])
             masked = self.spec.text.redact or self._also_masks
             sure = opening[: max(len(opening) - REACH, 0)] if masked else opening
-            (encoding,) = self._tokenizer.encode_batch([sure])
+            (encoding,) = self.tokenizer.encode_batch([sure])
             if sum(len(part.ids) for part in (encoding, *encoding.overflowing)) >= tokens + _SPARE:
                 return text[:end]
             characters = 4 * end

@@ -43,7 +43,7 @@ class Loaded:
             reference=model.reference,
             replica=replica,
             other_metrics=other_metrics,
-            explainer=partial(model.load_explainer, settings),
+            explainer=None if model.members else partial(model.load_explainer, settings),
             sampler=self._sampler,
         )
 

@@ -17,6 +17,7 @@ from upath import UPath
 from cluster.digests import difference
 from cluster.store import local_copy
 from models.engine import Engine
+from models.ensemble import EnsembleEngine
 from models.settings import InputError
 from models.spec import SPEC
 from serve.settings import ServeSettings
@@ -47,6 +48,8 @@ class ServedModel:
     """What `/v1/model` tells besides (`metrics`, `lineage`, `registered`); plain JSON types."""
     reference: dict[str, Any] | None = None
     """What texts and answers looked like in its evaluation (`models.drift.Reference`); plain JSON types."""
+    members: tuple["ServedModel", ...] = ()
+    """Others that answer with it, as one: an ensemble."""
     sha256: dict[str, str] = field(default_factory=dict)
     """The digest of each file in `torch`, by its path there; others are not looked at. Empty: nothing is checked."""
     onnx_sha256: dict[str, str] = field(default_factory=dict)
@@ -60,13 +63,16 @@ class ServedModel:
     def as_json(self) -> dict[str, Any]:
         """All of it in JSON types, as `from_json` takes it."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**plain, "torch": str(self.torch), "onnx": str(self.onnx) if self.onnx is not None else None}
+        onnx = str(self.onnx) if self.onnx is not None else None
+        members = [each.as_json() for each in self.members]
+        return {**plain, "torch": str(self.torch), "onnx": onnx, "members": members}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "ServedModel":
         """What `as_json` gave."""
-        onnx = plain["onnx"]
-        return cls(**{**plain, "torch": UPath(plain["torch"]), "onnx": UPath(onnx) if onnx is not None else None})
+        onnx = UPath(plain["onnx"]) if plain["onnx"] is not None else None
+        members = tuple(map(cls.from_json, plain["members"]))
+        return cls(**{**plain, "torch": UPath(plain["torch"]), "onnx": onnx, "members": members})
 
     def check(self, settings: ServeSettings) -> None:
         """Refuses what could not be served.
@@ -74,6 +80,8 @@ class ServedModel:
         Raises:
             InputError: there is no classifier, or no export though one is asked for.
         """
+        for each in self.members:
+            each.check(settings)
         if not (self.torch / SPEC).exists():
             raise InputError(f"{self.torch} holds no classifier: there is no {SPEC} in it.")
         if settings.engine == "onnx" and self.onnx is None:
@@ -87,6 +95,8 @@ class ServedModel:
             InputError: one is missing or not the one that was registered.
             OSError, BotoCoreError: the store cannot be read.
         """
+        for each in self.members:
+            each.verify(settings)
         folder = self._folder(settings)
         folder.fs.invalidate_cache()
         check_files(folder, self.onnx_sha256 if folder == self.onnx else self.sha256)
@@ -97,9 +107,9 @@ class ServedModel:
         Raises:
             InputError: a file is missing, damaged or not the registered one, or the model gives no finite numbers.
         """
-        threads = max(1, round(settings.cpus))
-        with local_copy(self._folder(settings)) as folder:
-            engine = self._load(folder, settings, threads)
+        engine = self._engine(settings)
+        if self.members:
+            engine = EnsembleEngine([engine, *(each._engine(settings) for each in self.members)])
         engine.also_mask(settings.redact)
         warm_up(engine, settings.batch_tokens)
         return engine
@@ -125,6 +135,10 @@ class ServedModel:
 
     def _folder(self, settings: ServeSettings) -> UPath:
         return self.torch if self._wanted(settings) == "torch" or self.onnx is None else self.onnx
+
+    def _engine(self, settings: ServeSettings) -> Engine:
+        with local_copy(self._folder(settings)) as folder:
+            return self._load(folder, settings, max(1, round(settings.cpus)))
 
     def _load(self, folder: Path, settings: ServeSettings, threads: int) -> Engine:
         if self._wanted(settings) == "onnx":

@@ -1,10 +1,12 @@
 """From a registered version to what is served: everything that a replica needs stands in the version and the store."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
+from cluster.registry import Registry
 from cluster.store import Artifact, Store
-from cluster.versions import Version
+from cluster.versions import Reference, Version
 from models.abstaining import Abstaining, threshold_for
 from models.settings import InputError
 from serve.model import ServedModel, check_files
@@ -40,6 +42,27 @@ def served_model(version: Version, store: Store, settings: ServeSettings) -> Ser
         },
         sha256=version.below(version.torch),
         onnx_sha256=version.below(version.onnx) if version.onnx else {},
+    )
+
+
+def ensemble(model: ServedModel, registry: Registry, settings: ServeSettings) -> ServedModel:
+    """The model together with those of `serve.ensemble`, if it names any.
+
+    Raises:
+        InputError: one of them cannot be served.
+        ClusterError: there is no such model, alias or version.
+    """
+    versions = [registry.resolve(Reference.parse(text)) for text in settings.ensemble]
+    members = [served_model(version, registry.store, settings) for version in versions]
+    members = [each for each in members if each.identity != model.identity]
+    if not members:
+        return model
+    names = [each.identity for each in members]
+    return replace(
+        model,
+        version="+".join([model.version, *(each.version for each in members)]),
+        card={**model.card, "ensemble": names},
+        members=tuple(members),
     )
 
 

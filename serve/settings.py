@@ -75,6 +75,11 @@ class ServeSettings(ExposureSettings):
     explain_queue: int = Field(
         4, ge=0, description="Explanations that wait at a replica at most, while one is computed; beyond them, 429."
     )
+    ensemble: tuple[str, ...] = Field(
+        (),
+        description="Registered versions (NAME@ALIAS or NAME:NUMBER) that answer together with the one served: the "
+        "mean of their probabilities counts. They have the same labels and tokenizer; there is no /v1/explain then.",
+    )
     models: dict[str, str] = Field(
         {},
         description="Other registered models (NAME, NAME@ALIAS or NAME:NUMBER) by the name they get in "

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 from upath import UPath
 
@@ -16,7 +17,7 @@ from models.torch_engine import load_torch_engine
 from recipes.registering import register
 from recipes.serving import following
 from serve.model import ServedModel
-from serve.registered import served_model
+from serve.registered import ensemble, served_model
 from serve.settings import AbstainSettings, ServeSettings
 from tests.finished_stages import PRINTS, put_artifacts
 from tests.small_classifiers import CORPUS
@@ -82,6 +83,26 @@ def test_thresholds_are_those_of_the_evaluation(store: Store) -> None:
     assert thresholds(accuracy=0.85) == {"sentiment": 0.5}
     with pytest.raises(InputError, match=r"serve.abstain.accuracy is 0.95, but .* no more than 0.9000 of the answers"):
         thresholds(accuracy=0.95)
+
+
+def test_versions_answer_together(store: Store) -> None:
+    registry = Registry(store)
+    other = PRINTS | {"finetune": "a" * 16, "evaluate": "b" * 16, "export": "c" * 16}
+    artifacts = put_artifacts(store, other)
+    shutil.copytree(store.root / version_of(store).torch, artifacts["finetune"].path / "model", dirs_exist_ok=True)
+    (artifacts["evaluate"].path / "calibration.json").write_text('{"sentiment": 0.5}')
+    register(registry, "small", artifacts)
+    settings = TORCH.model_copy(update={"ensemble": ("small:1", "small:2")})
+    model = ensemble(served_model(version_of(store), store, settings), registry, settings)
+    assert (model.version, model.card["ensemble"]) == (f"{PRINTS['finetune']}+{'a' * 16}", ["small:2"])
+    again = ServedModel.from_json(json.loads(json.dumps(model.as_json())))
+    assert again == model
+    alone = [served_model(version_of(store, number), store, TORCH).load(TORCH) for number in (1, 2)]
+    said = [
+        [list(answer.labels["sentiment"].probabilities.values()) for answer in each.classify(CORPUS)] for each in alone
+    ]
+    for answer, expected in zip(again.load(settings).classify(CORPUS), np.mean(said, axis=0), strict=True):
+        assert list(answer.labels["sentiment"].probabilities.values()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_is_served_may_lie_on_s3(store: Store, bucket: str) -> None:

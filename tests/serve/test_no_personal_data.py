@@ -56,7 +56,7 @@ class SpyingTokenizer:
     """Keeps what it is to read; fails, with all of it in the message, where it is told to."""
 
     def __init__(self, engine: TorchEngine) -> None:
-        self._inner = engine._tokenizer
+        self._inner = engine.tokenizer
         self.read: list[str] = []
         self.fails = False
 
@@ -88,7 +88,7 @@ class FailingExplainer:
 
 
 def spied(engine: TorchEngine) -> SpyingTokenizer:
-    spy = engine._tokenizer = SpyingTokenizer(engine)  # type: ignore[assignment]
+    spy = engine.tokenizer = SpyingTokenizer(engine)  # type: ignore[assignment]
     return spy  # type: ignore[return-value]
 
 
