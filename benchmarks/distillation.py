@@ -6,11 +6,15 @@
 One teacher, MiniLM with its 6 layers, fine-tuned as the airline recipe says. For each seed a student of 3 layers on the
 labels alone and one that the teacher teaches, with the same rows, steps and rates. Macro-F1 and accuracy on the test
 split, on which nothing is chosen; texts/s of one text at a time on one core, in torch and as int8 in ONNX Runtime.
+Then the teacher exported as int8 with shares of its attention heads removed, as export compares it, on the validation
+split.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from machine import describe_machine
@@ -31,6 +35,7 @@ from recipes.loading import load_recipe
 from recipes.planning import plan
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "airline.yaml"
+SHARES = (0.1, 0.2, 0.4)
 TEACHER, ALONE, TAUGHT = "6 layers, the teacher", "3 layers, labels alone", "3 layers, taught"
 
 
@@ -49,6 +54,23 @@ def speeds(prepared: Prepared, models: list[Path], scratch: Path) -> list[tuple[
     compared = compare(engines, [0] * len(models) + sizes, encode_rows(rows), label_arrays(rows, columns), columns)
     found = [each.texts_per_second for each in compared]
     return list(zip(found[: len(models)], found[len(models) :], sizes, strict=True))
+
+
+def without_heads(store: Store, progress: Progress, overrides: Sequence[str]) -> Table:
+    """What the classifier's exports lose and gain by fewer heads."""
+    table = Table("the teacher, exported", "agreement with torch", "macro-F1", "texts/s", "MB")
+    for share in SHARES:
+        # Nothing is refused, so that all is shown.
+        export = f"export={{prune_heads: {share}, min_agreement: 0, max_macro_f1_loss: 1}}"
+        path = complete(plan(load_recipe(RECIPE, [*overrides, export]))["export"], store, progress, "airline").path
+        for each in json.loads((path / "export.json").read_text(encoding="utf-8"))["compared"]:
+            if each["precision"] == "int8" and (share == SHARES[0] or each.get("note")):
+                (macro_f1,), speed = each["macro_f1"].values(), each["texts_per_second"]
+                name = f"int8, {each.get('note', 'all heads')}"
+                table.add_row(
+                    name, f"{each['agreement']:.4f}", f"{macro_f1:.4f}", f"{speed:,.0f}", f"{each['bytes'] / 1e6:.1f}"
+                )
+    return table
 
 
 def main() -> None:
@@ -81,6 +103,7 @@ def main() -> None:
             found[TAUGHT].append(measured)
         models = [Path((each.path / "model").path) for each in (teacher, alone, taught)]
         measured_speeds = speeds(prepared, models, Path(scratch))
+        pruned = without_heads(store, progress, shared)
         splits = {name: split.rows for name, split in prepared.index.splits.items()}
     table = Table(
         "MiniLM", "macro-F1", "accuracy", "each seed's macro-F1", "texts/s, torch", "texts/s, int8", "MB, int8"
@@ -92,6 +115,7 @@ def main() -> None:
     console.print(describe_machine())
     console.print(f"{splits['train']:,} tweets to learn from, {splits['test']:,} to test; means over seeds")
     console.print(table)
+    console.print(pruned)
 
 
 if __name__ == "__main__":
