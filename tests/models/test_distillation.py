@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -41,6 +41,7 @@ def test_it_is_the_divergence_at_the_temperature_and_the_loss_of_the_labels() ->
 
 
 @given(weight=st.floats(0.05, 1), temperature=st.floats(0.5, 20))
+@settings(max_examples=25)
 def test_a_text_without_labels_learns_from_the_teacher_alone(weight: float, temperature: float) -> None:
     """Descent of the loss brings each column's probabilities to the teacher's."""
     logits = OWN.double().requires_grad_()
@@ -65,6 +66,7 @@ def test_gradients_are_about_as_large_at_any_temperature() -> None:
 
 
 @given(order=st.permutations(range(2)), topics=st.permutations("abc"), tags=st.permutations("xy"))
+@settings(max_examples=25)
 def test_columns_and_classes_are_found_by_name(order: list[int], topics: list[str], tags: list[str]) -> None:
     theirs = [
         LabelColumn(name="topic", classes=tuple(topics)),

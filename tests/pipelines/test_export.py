@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from upath import UPath
 
+from models.heads import remove_heads
 from models.labels import LabelColumn
 from models.onnx_engine import load_onnx_engine
 from models.settings import InputError
@@ -104,17 +105,25 @@ def test_a_classifier_that_cannot_be_exported_stays_in_torch(
 
 def test_fewer_heads_are_one_more_export(finetuned: Path, tmp_path: Path) -> None:
     """The toy classifier has one layer of two heads; without one of them it is smaller, and says other things."""
-    todo = task(finetuned, tmp_path, prune_heads=0.5, min_agreement=0.0, max_macro_f1_loss=1.0)
-    assert export.run(todo)["engine"] == "onnx int8, 50% of heads removed"
+    todo = task(finetuned, tmp_path, prune_heads=0.5, weights="fp32", min_agreement=0.0, max_macro_f1_loss=1.0)
+    assert export.run(todo)["engine"] == "onnx fp32, 50% of heads removed"
     document = json.loads((todo.out / "export.json").read_text())
-    pruned, whole = document["compared"][1:3]
+    pruned, whole = document["compared"][1:]
     assert pruned["note"] == "50% of heads removed"
     assert "note" not in whole
     assert pruned["bytes"] < whole["bytes"]
+    assert pruned["difference"] > 100 * whole["difference"]
     taken = load_onnx_engine(Path(todo.out / "onnx"))
     reference = load_torch_engine(finetuned / "model", precision="fp32")
     encoded = reference.encode(["the very good cat", "a bad saw"])
-    assert np.abs(taken.logits(encoded) - reference.logits(encoded)).max() > 0.5
+    told = taken.logits(encoded)
+    assert np.abs(told - reference.logits(encoded)).max() > 0.1
+    apart = []
+    for head in range(2):
+        without = load_torch_engine(finetuned / "model", precision="fp32")
+        remove_heads(without.model, [[head]])
+        apart.append(np.abs(told - without.logits(encoded)).max())
+    assert min(apart) < 2e-5
 
 
 def test_heads_that_cannot_be_removed_are_told_and_the_rest_is_exported(
