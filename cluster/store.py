@@ -24,7 +24,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError
 from upath import UPath
 
-ROLES = {"without_pretraining": "finetune"}
+ROLES = {"teacher": "finetune", "without_pretraining": "finetune"}
 """The stages of inputs that are called by what they are to those that build on them."""
 
 STORAGE_ERRORS = (OSError, BotoCoreError)

@@ -17,6 +17,7 @@ from transformers import (
 from models.architectures import from_config
 from models.first_token import skip_unread_tokens
 from models.labels import LabelColumn
+from models.pruning import keep_layers
 from models.settings import InputError, first_line
 from models.spec import label_config
 from models.weights import naming_damaged_file
@@ -33,15 +34,17 @@ def build_classifier(
     fresh: Callable[..., PreTrainedConfig] | None = None,
     dropout: float | None = None,
     head_only: bool = False,
+    layers: int | Sequence[int] | None = None,
 ) -> PreTrainedModel:
     """A classifier in training mode, with the pretrained encoder's weights or, without one, fresh ones.
 
     The same arguments give the same weights, also those of the new head. `fresh` makes the config of a fresh encoder,
     with the fields that it is given. `dropout` replaces every dropout probability of the encoder; `head_only` freezes
-    the encoder (and its dropout).
+    the encoder (and its dropout). `layers`: those of a pretrained encoder that it keeps (`models.pruning.keep_layers`).
 
     Raises:
-        InputError: `pretrained` is no encoder that transformers can load, or the encoder knows no dropout.
+        InputError: `pretrained` is no encoder that transformers can load, or the encoder knows no dropout, or has not
+            these layers.
     """
     torch.manual_seed(seed)
     settings = label_config(tuple(labels))
@@ -67,6 +70,8 @@ def build_classifier(
             raise InputError(
                 f"finetune.encoder: {pretrained} is no encoder that can be loaded: {first_line(error)}"
             ) from error
+    if layers is not None:
+        model = keep_layers(model, layers)
     skip_unread_tokens(model)
     model.base_model.requires_grad_(not head_only)
     set_training(model)

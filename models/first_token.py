@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-_KIN = {"bert", "camembert", "electra", "roberta", "xlm-roberta"}
+KIN = {"bert", "camembert", "electra", "roberta", "xlm-roberta"}
 """Types of encoders whose layers are made alike and whose heads read the first token."""
 
 
 def skip_unread_tokens(model: PreTrainedModel) -> None:
     """Makes a classifier's last layer give the first token's vector alone; models of another make stay as they are."""
     config = model.config
-    if config.model_type in _KIN and not config.is_decoder and config._attn_implementation == "sdpa":
+    if config.model_type in KIN and not config.is_decoder and config._attn_implementation == "sdpa":
         encoder: Any = model.base_model.encoder
         encoder.layer[-1].forward = partial(_first_token, encoder.layer[-1])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.exporters.configs import ExportFormat, OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 from transformers.exporters.quantizers.quantizer_onnxruntime import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
@@ -18,7 +19,7 @@ from models.classifier import load
 from models.encoders import set_padding
 from models.onnx_engine import MODEL, NOTES, TOKENIZER, WEIGHTS, OnnxNotes, OnnxPrecision, digest
 from models.settings import InputError, first_line
-from models.spec import SPEC
+from models.spec import SPEC, ClassifierSpec
 from models.torch_engine import fast_tokenizer
 
 
@@ -28,7 +29,21 @@ def export_onnx(folder: Path, outs: Mapping[OnnxPrecision, Path]) -> None:
     Raises:
         InputError: the folder holds no classifier, or one that ONNX has no operators for.
     """
-    model, tokenizer, spec = load(folder)
+    write_onnx(*load(folder), folder, outs)
+
+
+def write_onnx(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: ClassifierSpec,
+    folder: Path,
+    outs: Mapping[OnnxPrecision, Path],
+) -> None:
+    """Writes a classifier that was loaded from `folder`, and may have changed since, as `export_onnx` does.
+
+    Raises:
+        InputError: it has no fast tokenizer, or ONNX has no operators for it.
+    """
     pad_id = set_padding(model, tokenizer)
     uses_type_ids = "token_type_ids" in tokenizer.model_input_names
     ids = torch.full((2, min(16, spec.max_length)), max(pad_id, 1) + 1, dtype=torch.long)

@@ -2,20 +2,21 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.architectures import ScratchEncoder
 from models.labels import LabelColumn
 from models.objectives import balanced_weights
-from models.settings import InputError
+from models.settings import InputError, added
 from models.spec import ClassifierSpec
 from pipelines.metrics import check_metric, labelled
 from pipelines.prepared import Prepared
 from pipelines.pretrained import PRETRAINED, encoder_identity
 from pipelines.stage import Task
+from pipelines.teacher import soft_targets, teacher_identity
 from pipelines.training.classifying import Classifying
 from pipelines.training.history import how_it_ran, told_precision, write_history
 from pipelines.training.lanes import feed_over, read_labels
@@ -26,6 +27,10 @@ from pipelines.training.workers import train
 
 NAME = "finetune"
 FORMAT = 8
+
+TEACHER_WEIGHT = 0.9
+"""The labels should have a considerably lower weight than the teacher (Hinton et al. 2015, section 2)."""
+TEACHER_TEMPERATURE = 2.0
 
 
 class FinetuneSettings(TrainingSettings):
@@ -44,17 +49,65 @@ class FinetuneSettings(TrainingSettings):
     )
     metric: str = Field("macro_f1", description="The validation metric that picks the best epoch.")
     patience: int | None = Field(None, ge=1, description="Validations without a better metric before stopping.")
+    keep_layers: int | tuple[int, ...] | None = added(
+        None,
+        description="Layers of the pretrained encoder that are kept, the first so many or those in a list ([0, 2, 4]); "
+        "by default, all.",
+    )
+    teacher: str | None = added(
+        None,
+        description="A finished classifier to learn from beside the labels: its folder, or a registered version, "
+        "NAME:NUMBER or NAME@ALIAS.",
+    )
+    teacher_weight: float = added(
+        TEACHER_WEIGHT, ge=0, le=1, description="Of what the teacher says; the labels have the rest."
+    )
+    teacher_temperature: float = added(
+        TEACHER_TEMPERATURE,
+        gt=0,
+        description="Of the softmax of teacher and student, in columns with one class for each text.",
+    )
+
+    @model_validator(mode="after")
+    def _layers_in_order(self) -> Self:
+        kept = self.keep_layers
+        if kept is None:
+            return self
+        if isinstance(kept, tuple) and (not kept or kept[0] < 0 or sorted(set(kept)) != list(kept)):
+            raise ValueError("keep_layers: must name layers from 0 on, each once, in their order, as in [0, 2, 4]")
+        if isinstance(kept, int) and kept < 1:
+            raise ValueError(f"keep_layers: must keep at least one layer, not {kept}")
+        if isinstance(self.encoder, ScratchEncoder):
+            raise ValueError("keep_layers: an encoder from scratch has as many as encoder.layers says; set that")
+        return self
+
+    @model_validator(mode="after")
+    def _heard_only_if_there(self) -> Self:
+        if self.teacher is None:
+            for name, default in (("weight", TEACHER_WEIGHT), ("temperature", TEACHER_TEMPERATURE)):
+                if getattr(self, f"teacher_{name}") != default:
+                    raise ValueError(f"teacher_{name}: there is no teacher; name one with finetune.teacher")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Without the teacher's name: what it is, whatever it is called, is among the externals."""
+        return {name: value for name, value in super().identity().items() if name != "teacher"}
 
 
 def externals(settings: FinetuneSettings) -> dict[str, str]:
-    """The identity of the encoder's weights; none where they are fresh, or come from the recipe's own `pretrain`.
+    """The identities of the encoder's weights and of the teacher.
+
+    Fresh weights, and those that come from the recipe's own `pretrain`, have none here.
 
     Raises:
-        InputError: there is no encoder where the settings say.
+        InputError: there is no encoder, or no teacher, where the settings say.
     """
-    if isinstance(settings.encoder, ScratchEncoder) or settings.encoder == PRETRAINED:
-        return {}
-    return {"encoder": encoder_identity(settings.encoder)}
+    found = {}
+    if not isinstance(settings.encoder, ScratchEncoder) and settings.encoder != PRETRAINED:
+        found["encoder"] = encoder_identity(settings.encoder)
+    if settings.teacher is not None:
+        found["teacher"] = teacher_identity(settings.teacher)
+    return found
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -121,10 +174,11 @@ def run(task: Task) -> dict[str, Any]:
 
 
 def lesson_of(task: Task, settings: FinetuneSettings) -> Classifying:
-    """What a fine-tuning with these settings learns from the task's inputs.
+    """What a fine-tuning with these settings learns from the task's inputs; a teacher is asked first.
 
     Raises:
         InputError: the settings do not fit the data.
+        ClusterError: what the teacher says cannot be written.
     """
     prepared = Prepared(task.inputs["prepare"].path)
     index = prepared.index
@@ -137,6 +191,7 @@ def lesson_of(task: Task, settings: FinetuneSettings) -> Classifying:
         encoder=settings.encoder if PRETRAINED not in task.inputs else str(task.inputs[PRETRAINED].path / "model"),
         spec=ClassifierSpec(labels=index.labels, max_length=index.max_length, pair=index.pair, text=index.text),
         class_weights=class_weights_of(settings, prepared),
+        teacher=None if settings.teacher is None else soft_targets(settings.teacher, prepared, task),
     )
 
 

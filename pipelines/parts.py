@@ -19,9 +19,14 @@ Part = TypeVar("Part")
 
 
 def run_parts(
-    name: str, parts: Sequence[Part], work: Callable[[int, Part], Result], folder: UPath, progress: Progress
+    name: str,
+    parts: Sequence[Part],
+    work: Callable[[int, Part], Result],
+    folder: UPath,
+    progress: Progress,
+    gpus: int = 0,
 ) -> list[Result]:
-    """The results of `work(number, part)` for every part, in order, each computed in a Ray Data task.
+    """The results of `work(number, part)` for every part, in order, each computed in a Ray Data task with `gpus`.
 
     A part's result is written to `folder` when the part is done; a rerun computes only the missing ones. `work`
     must therefore write its own output whole before it returns, and the same output each time.
@@ -57,7 +62,7 @@ def run_parts(
     with progress.step(name, total=len(parts)) as step:
         step.update(len(results))
         if missing:
-            for row in _each([(number, parts[number]) for number in missing], work_on):
+            for row in _each([(number, parts[number]) for number in missing], work_on, gpus):
                 if row["mistake"]:
                     kind = InputError if row["mistake"] == "InputError" else ClusterError
                     raise kind(row["sentence"])
@@ -66,7 +71,7 @@ def run_parts(
     return [results[number] for number in range(len(parts))]
 
 
-def _each(parts: list[tuple[int, Any]], work_on: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def _each(parts: list[tuple[int, Any]], work_on: Callable[[dict[str, Any]], dict[str, Any]], gpus: int) -> Any:
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # no "progress bars disabled"
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -75,7 +80,7 @@ def _each(parts: list[tuple[int, Any]], work_on: Callable[[dict[str, Any]], dict
     # Each task is sent its own part alone: all of them would make a job's traffic grow with its square.
     items = [{"number": number, "part": pickle.dumps(part)} for number, part in parts]
     rows = ray.data.from_items(items, override_num_blocks=len(items))
-    return rows.map(work_on, num_cpus=1).iter_rows()
+    return rows.map(work_on, num_cpus=1, num_gpus=gpus or None).iter_rows()
 
 
 def _marker(number: int) -> str:

@@ -38,6 +38,7 @@ _FIXED = {
     "schedule": "is wsd in every trial, so that it does not depend on where one is stopped",
     "patience": "would end trials at other places than their rungs",
     "encoder": "decides what the data is prepared for, and all trials share one prepared dataset",
+    "teacher": "says of each row, once for all trials, what they learn from",
     "metric": "is what trials are compared by",
     "threads": "decides how much room a trial takes, which is the same for all",
 }

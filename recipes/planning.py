@@ -10,14 +10,16 @@ from pipelines.pretrained import PRETRAINED
 from pipelines.stage import PlannedStage, Stage
 from pipelines.sweep import SweepStageSettings
 from recipes.recipe import Recipe
+from recipes.teaching import with_teacher_found
 
 
 def plan(recipe: Recipe) -> dict[str, PlannedStage]:
     """The recipe's stages by what they are to it, in the order they run.
 
     Raises:
-        InputError: something the recipe refers to (data, encoder) is not there.
+        InputError: something the recipe refers to (data, encoder, teacher) is not there.
     """
+    recipe = with_teacher_found(recipe)
     before = _pretraining(recipe)
     own = recipe.finetune.encoder == PRETRAINED
     # What the fine-tuned encoder was, where the recipe pretrains it.

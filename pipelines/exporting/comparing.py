@@ -33,15 +33,22 @@ class Compared:
     bytes: int
     texts_per_second: float
     """One by one on one core."""
+    note: str = ""
+    """What was done to it besides."""
 
     @property
     def name(self) -> str:
         """As tables show it."""
-        return f"{self.engine} {self.precision}"
+        return engine_name(self.engine, self.precision, self.note)
 
     def macro_f1_loss(self, reference: "Compared") -> float:
         """How much less macro-F1 it has than the reference, in the label column that loses most."""
         return max((value - self.macro_f1[name] for name, value in reference.macro_f1.items()), default=0.0)
+
+
+def engine_name(engine: str, precision: str, note: str = "") -> str:
+    """As tables show it."""
+    return f"{engine} {precision}" + (f", {note}" if note else "")
 
 
 def compare(

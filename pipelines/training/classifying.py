@@ -13,6 +13,7 @@ from upath import UPath
 
 from models.architectures import ScratchEncoder, scratch_config
 from models.classifier import save
+from models.distillation import DistillationObjective
 from models.encoders import build_classifier, set_padding
 from models.feed import Feed
 from models.microbatch import Batch
@@ -25,6 +26,7 @@ from pipelines.prepared import Prepared
 from pipelines.pretrained import encoder_folder
 from pipelines.training.lanes import text_batches
 from pipelines.training.lesson import stored_tokenizer
+from pipelines.training.soft_targets import SoftTargets
 from pipelines.training.validating import validation_metrics
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class Classifying:
     """Where it is, for the one that the recipe pretrains too."""
     spec: ClassifierSpec
     class_weights: dict[str, list[float]]
+    teacher: SoftTargets | None = None
+    """What a teacher said of each row."""
     section: str = "finetune"
     length: str = "prepare.max_length"
 
@@ -64,19 +68,23 @@ class Classifying:
             model = build(fresh=fresh, dropout=dropout)
         else:
             with encoder_folder(self.encoder) as folder:
-                model = build(pretrained=folder)
+                model = build(pretrained=folder, layers=settings.keep_layers)
         set_padding(model, tokenizer)
         return model
 
     def loss(self) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
-        """Cross-entropy."""
-        return ClassificationObjective(self.spec.labels, self.class_weights, self.settings.label_smoothing)
+        """Cross-entropy, beside the teacher's part where there is one."""
+        settings = self.settings
+        labelled = ClassificationObjective(self.spec.labels, self.class_weights, settings.label_smoothing)
+        if self.teacher is None:
+            return labelled
+        return DistillationObjective(labelled, self.spec.labels, settings.teacher_weight, settings.teacher_temperature)
 
     def batches(
         self, feed: Feed, lanes: range, tokenizer: PreTrainedTokenizerBase
     ) -> Callable[[int, int, int], Batch | None]:
-        """Texts with their labels."""
-        return text_batches(Prepared(self.prepared), feed, lanes, int(tokenizer.pad_token_id))
+        """Texts with their labels, and the teacher's."""
+        return text_batches(Prepared(self.prepared), feed, lanes, int(tokenizer.pad_token_id), self.teacher)
 
     def validate(
         self, trainer: LaneTrainer, tokenizer: PreTrainedTokenizerBase, stopped: Callable[[], bool]

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from models.distillation import TEACHER
 from models.feed import Feed
 from models.labels import LabelColumn
 from models.microbatch import Batch
 from models.objectives import MISSING
 from pipelines.prepared import Prepared, SplitIndex
+from pipelines.training.soft_targets import SoftTargets
 
 _MOST_ROWS = 4096
 
@@ -52,8 +54,9 @@ class Chunk:
     lengths: NDArray[np.int64]
     input_ids: Ragged
     token_types: Ragged | None
-    labels: Mapping[str, NDArray[np.int64]]
-    """For each column class indices [rows], or for a multi-label one zeros and ones [rows, classes]; -1: missing."""
+    labels: Mapping[str, NDArray[Any]]
+    """For each column class indices [rows], or for a multi-label one zeros and ones [rows, classes]; -1: missing. A
+    teacher's logits stand among them (`models.distillation.TEACHER`)."""
 
     def batch(self, items: NDArray[np.int64], pad: int = 0) -> Batch:
         """The chunk's rows `items` (positions in the chunk) as one padded batch."""
@@ -81,10 +84,13 @@ def feed_over(split: SplitIndex, lanes: int, microbatch: int, seed: int) -> Feed
     return min(feeds, key=lambda feed: (feed.steps, -feed.chunk_rows))
 
 
-def read_feed_chunk(prepared: Prepared, feed: Feed, number: int) -> Chunk:
-    """One of the feed's chunks of the training set."""
+def read_feed_chunk(prepared: Prepared, feed: Feed, number: int, teacher: SoftTargets | None = None) -> Chunk:
+    """One of the feed's chunks of the training set, with what a teacher said of its rows."""
     stored = feed.chunk_rows // prepared.index.splits["train"].chunk_rows
-    return read_chunk(prepared, "train", number * stored, stored)
+    chunk = read_chunk(prepared, "train", number * stored, stored)
+    if teacher is None:
+        return chunk
+    return replace(chunk, labels={**chunk.labels, TEACHER: teacher.read(number * stored, stored)})
 
 
 def read_chunk(prepared: Prepared, split: str, first: int, count: int = 1) -> Chunk:
@@ -171,11 +177,11 @@ class LaneReader(Generic[Kind]):
 
 
 def text_batches(
-    prepared: Prepared, feed: Feed, lanes: Sequence[int], pad: int = 0
+    prepared: Prepared, feed: Feed, lanes: Sequence[int], pad: int = 0, teacher: SoftTargets | None = None
 ) -> Callable[[int, int, int], Batch | None]:
-    """The microbatches of labelled texts at (epoch, step, lane), for some lanes."""
+    """The microbatches of labelled texts at (epoch, step, lane), for some lanes; with a teacher's logits."""
 
     def read(number: int) -> Chunk:
-        return read_feed_chunk(prepared, feed, number)
+        return read_feed_chunk(prepared, feed, number, teacher)
 
     return LaneReader(feed, read, lanes, lambda chunk, items, _: chunk.batch(items, pad)).batch

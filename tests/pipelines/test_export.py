@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from upath import UPath
 
+from models.heads import remove_heads
 from models.labels import LabelColumn
 from models.onnx_engine import load_onnx_engine
 from models.settings import InputError
 from models.torch_engine import load_torch_engine
 from pipelines import export
 from pipelines.export import ExportSettings
+from pipelines.exporting.head_pruning import export_without_heads
 from pipelines.prepared import Prepared
 from pipelines.progress import Progress
 from pipelines.stage import Task
@@ -99,3 +101,46 @@ def test_a_classifier_that_cannot_be_exported_stays_in_torch(
     assert (
         "onnx int8 is refused: the classifier cannot be written as ONNX; torch fp32 is taken" in capsys.readouterr().err
     )
+
+
+def test_fewer_heads_are_one_more_export(finetuned: Path, tmp_path: Path) -> None:
+    """The toy classifier has one layer of two heads; without one of them it is smaller, and says other things."""
+    todo = task(finetuned, tmp_path, prune_heads=0.5, weights="fp32", min_agreement=0.0, max_macro_f1_loss=1.0)
+    assert export.run(todo)["engine"] == "onnx fp32, 50% of heads removed"
+    document = json.loads((todo.out / "export.json").read_text())
+    pruned, whole = document["compared"][1:]
+    assert pruned["note"] == "50% of heads removed"
+    assert "note" not in whole
+    assert pruned["bytes"] < whole["bytes"]
+    assert pruned["difference"] > 100 * whole["difference"]
+    taken = load_onnx_engine(Path(todo.out / "onnx"))
+    reference = load_torch_engine(finetuned / "model", precision="fp32")
+    encoded = reference.encode(["the very good cat", "a bad saw"])
+    told = taken.logits(encoded)
+    assert np.abs(told - reference.logits(encoded)).max() > 0.1
+    apart = []
+    for head in range(2):
+        without = load_torch_engine(finetuned / "model", precision="fp32")
+        remove_heads(without.model, [[head]])
+        apart.append(np.abs(told - without.logits(encoded)).max())
+    assert min(apart) < 2e-5
+
+
+def test_heads_that_cannot_be_removed_are_told_and_the_rest_is_exported(
+    finetuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    todo = task(finetuned, tmp_path, prune_heads=0.5, weights="fp32")
+    error = InputError("heads of distilbert models cannot be removed, only those of bert.")
+    with mock.patch.object(export, "export_without_heads", side_effect=error):
+        assert export.run(todo)["engine"] == "onnx fp32"
+    assert (
+        "onnx fp32, 50% of heads removed is refused: heads of distilbert models cannot be removed"
+        in capsys.readouterr().err
+    )
+
+
+def test_heads_cannot_be_judged_without_labels(finetuned: Path, tmp_path: Path) -> None:
+    prepared = Prepared(UPath(make_prepared(tmp_path / "prepared", (TOPIC,), missing=1.0)))
+    make_classifier(tmp_path / "model", (TOPIC,), steps=1)
+    with pytest.raises(InputError, match="of the first 512 training texts none has a label"):
+        export_without_heads(tmp_path / "model", {"fp32": tmp_path / "out"}, prepared, 0.5)
