@@ -1,0 +1,355 @@
+"""A classifier's texts laid end to end: one row of exactly their tokens, whatever their lengths.
+
+What works token by token (embeddings, products with weights, norms) never sees that there are several texts;
+positions begin anew with each of them. Only the attention must know where a text begins and ends (`attend_within`): it
+is computed text by text, texts of one length at once; on GPUs by the kernels for variable lengths of flash attention
+(Dao 2023, arXiv 2307.08691), as torch brings them. So nothing of the encoder's work is padding, and texts need not be
+of like lengths to share a batch. After the encoder each text has a row of its own again, for the head to find the
+tokens that it reads.
+
+A model of the make that reads the first token alone (`models.first_token`) has no padding even there.
+"""
+
+import logging
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from models.packed import first_position, position_tables
+from models.precision import autocast
+from models.settings import Precision
+
+_NAME, _PLAIN = "unpadded", "sdpa"
+_UNKNOWN = ("position_bias", "softcap", "s_aux", "cache")
+"""What some architectures' attention has besides."""
+
+_FLASH_CAPABILITY, _FLASH_WIDTH, _FLASH_MULTIPLE = (8, 0), 256, 8
+"""What flash attention needs of a GPU, and of a head's width."""
+
+_PROBE_TOKENS, _SPECIAL = 192, 5
+"""Longer than usual attention windows reach, and none of the first ids, which tend to be special."""
+
+logger = logging.getLogger(__name__)
+
+
+class Layout(NamedTuple):
+    """Where texts stand in a row."""
+
+    bounds: Tensor
+    """Where each begins, and the end of the last: int32 [texts + 1], on the model's device."""
+    host_bounds: Tensor
+    """The same on the CPU, for reading them must not wait for a GPU."""
+
+    def lengths(self) -> list[int]:
+        """The tokens of each text."""
+        found: list[int] = self.host_bounds.diff().tolist()
+        return found
+
+
+@torch.library.custom_op("shoal::attend_within", mutates_args=())
+def attend_within(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    host_bounds: Tensor,
+    scale: float | None,
+    causal: bool,
+    window: int | None,
+) -> Tensor:
+    """The attention of each text to itself: [queries, heads, width].
+
+    To a compiler it is one operation, so that how many texts there are of which lengths is no matter of its code.
+
+    Args:
+        query: [tokens, heads, width], or of each text's first token alone: [texts, heads, width].
+        key: [tokens, heads, width]; a divisor of the query's heads will do.
+        value: as the key.
+        bounds: see `Layout`.
+        host_bounds: see `Layout`.
+        scale: of the products; None for one over the root of the width.
+        causal: whether a token sees none after it.
+        window: whether it sees only those less than so many places away.
+    """
+    return _attend_within(query, key, value, Layout(bounds, host_bounds), scale, causal, window)
+
+
+@attend_within.register_fake
+def _(query: Tensor, *_: Any) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def _attend_within(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float | None,
+    causal: bool,
+    window: int | None,
+) -> Tensor:
+    # Rotated queries and keys may be float32 where autocast gave the values in less.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    first_only = len(query) != len(key)
+    if query.is_cuda:
+        return _by_flash(query, key, value, layout, first_only, scale, causal, window)
+    return _by_length(query, key, value, layout, first_only, scale, causal, window)
+
+
+def _by_flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    first_only: bool,
+    scale: float | None,
+    causal: bool,
+    window: int | None,
+) -> Tensor:
+    longest, reach = max(layout.lengths()), -1 if window is None else window - 1
+    found = varlen_attn(
+        query,
+        key,
+        value,
+        torch.arange(len(query) + 1, dtype=torch.int32, device=query.device) if first_only else layout.bounds,
+        layout.bounds,
+        1 if first_only else longest,
+        longest,
+        scale=scale,
+        window_size=(reach, 0 if causal else reach),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _by_length(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    first_only: bool,
+    scale: float | None,
+    causal: bool,
+    window: int | None,
+) -> Tensor:
+    found = []
+    asked = start = 0
+    for length, same in groupby(layout.lengths()):
+        texts = len(list(same))
+        queries = 1 if first_only else length
+        places = slice(start, start + texts * length)
+        asking = slice(asked, asked + texts * queries)
+        start, asked = places.stop, asking.stop
+        q, k, v = (
+            rows.unflatten(0, (texts, -1)).transpose(1, 2) for rows in (query[asking], key[places], value[places])
+        )
+        near = None
+        if window is not None and length > window and not first_only:
+            place = torch.arange(length)
+            distance = place[:, None] - place
+            near = (distance < window) & ((distance >= 0) if causal else (distance > -window))
+        found.append(
+            scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=near,
+                is_causal=causal and near is None and not first_only,
+                scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+            .transpose(1, 2)
+            .flatten(0, 1)
+        )
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    layout: Layout | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """As transformers calls an attention: [rows, heads, tokens, width] in, [rows, tokens, heads, width] out.
+
+    Without a layout, and so for whoever calls the model by itself, it is the plain one.
+    """
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    if unknown := [name for name in _UNKNOWN if others.get(name) is not None]:
+        raise NotImplementedError(f"its attention has {', '.join(unknown)}")
+    causal = others.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+    window = others.get("sliding_window")
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
+    if torch.compiler.is_compiling():
+        found = attend_within(q, k, v, layout.bounds, layout.host_bounds, scaling, causal, window)
+    else:  # An operation of Python's own takes some time to call.
+        found = _attend_within(q, k, v, layout, scaling, causal, window)
+    return found[None], None
+
+
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
+
+
+class Unpadded:
+    """Computes a classifier's texts end to end; the model itself, called as ever, does what it did."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._base = model.base_model
+        self._encode = self._base.forward
+        tables = position_tables(model)
+        self._first = max(map(first_position, tables), default=0)
+        # RoBERTa and its kin do not count the padding token, should a text hold it.
+        self._uncounted = next((table.padding_idx for table in tables if table.padding_idx is not None), None)
+        self._pad = int(model.config.get_text_config().pad_token_id or 0)
+        self._now: tuple[dict[str, Any], list[int]] | None = None
+        model.config.use_cache = False
+        model.set_attn_implementation(_NAME)
+        self._base.forward = self._forward
+        encoder = getattr(self._base, "encoder", None)
+        # What some base models have besides an encoder looks for first tokens, too.
+        last = encoder if isinstance(encoder, nn.Module) else self._base
+        self._hook = last.register_forward_hook(self._in_rows)
+
+    def undo(self) -> None:
+        """Leaves the model as it was."""
+        self._hook.remove()
+        self._base.forward = self._encode
+        self.model.set_attn_implementation(_PLAIN)
+
+    def __call__(self, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None) -> Tensor:
+        """The logits of texts, [texts, total_classes], in the order given."""
+        device = self.model.device
+        if len(ids) == 1:  # A text that is alone needs nothing of this.
+            kinds = {} if type_ids is None else {"token_type_ids": torch.tensor(type_ids).to(device)}
+            alone: Tensor = self.model(input_ids=torch.tensor(ids).to(device), **kinds).logits
+            return alone
+        # Texts of one length stand together.
+        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))
+        lengths = [len(ids[text]) for text in order]
+        counts = torch.tensor(lengths)
+        bounds = pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+        tokens = torch.tensor([token for text in order for token in ids[text]])
+        given = {"input_ids": tokens[None], "position_ids": self._positions(tokens, bounds, counts)[None]}
+        if type_ids is not None:
+            given["token_type_ids"] = torch.tensor([[kind for text in order for kind in type_ids[text]]])
+        moved: dict[str, Any] = {name: rows.to(device, non_blocking=True) for name, rows in given.items()}
+        layout = Layout(bounds.to(device, non_blocking=True), bounds)
+        # Masks that have four dimensions are left as they are; the attention here looks at none.
+        no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        self._now = {**moved, "attention_mask": no_mask, "layout": layout}, lengths
+        try:
+            padded = self._rows(moved["input_ids"][0], lengths, self._pad)
+            present = torch.arange(padded.shape[1]) < counts[:, None]
+            logits: Tensor = self.model(input_ids=padded, attention_mask=present.long().to(device)).logits
+        finally:
+            self._now = None
+        found = torch.empty_like(logits)
+        found[order] = logits
+        return found
+
+    def _positions(self, tokens: Tensor, bounds: Tensor, lengths: Tensor) -> Tensor:
+        """Of each token in its text, as the model numbers them."""
+        counted = torch.ones_like(tokens) if self._uncounted is None else (tokens != self._uncounted).long()
+        until = counted.cumsum(0)
+        before = (until - counted)[bounds[:-1]].repeat_interleave(lengths)
+        return (until - before) * counted + self._first - 1
+
+    def _forward(self, *positional: Any, **named: Any) -> Any:
+        if self._now is None:
+            return self._encode(*positional, **named)
+        given, _ = self._now
+        return self._encode(**given, return_dict=True)
+
+    def _in_rows(self, _module: nn.Module, _given: Any, output: Any) -> None:
+        """Gives each text a row of its own, unless it has one: then it holds what the head reads, and no more."""
+        if self._now is not None and len(output["last_hidden_state"]) != len(self._now[1]):
+            output["last_hidden_state"] = self._rows(output["last_hidden_state"][0], self._now[1], 0)
+
+    @staticmethod
+    def _rows(values: Tensor, lengths: list[int], fill: int) -> Tensor:
+        return pad_sequence(list(values.split(lengths)), batch_first=True, padding_value=fill)
+
+
+def accept_unpadded(model: PreTrainedModel, max_length: int) -> Unpadded | None:
+    """Makes a classifier on a CPU, in float32, compute texts of up to `max_length` tokens end to end.
+
+    None where what it then says of a text is not what it says of the text alone: the model stays as it was.
+    """
+    if model.config._attn_implementation != _PLAIN or model.config.is_encoder_decoder:
+        return None
+    texts = _probe_texts(model, max_length)
+    # So many that they have more tokens than the model knows positions.
+    positions = max((table.num_embeddings for table in position_tables(model)), default=0)
+    times = 1 + positions // sum(map(len, texts))
+    unpadded = None
+    try:
+        with torch.inference_mode():
+            alone = torch.cat([model(input_ids=torch.tensor([text])).logits for text in texts])
+            unpadded = Unpadded(model)
+            differs = (unpadded(texts * times) - alone.repeat(times, 1)).abs().max()
+            if differs <= 1e-3 * alone.std() + 2e-6:
+                return unpadded
+    except Exception:  # Whatever goes wrong is the architecture's fault.
+        logger.debug("%s models are not computed end to end", model.config.model_type, exc_info=True)
+    if unpadded is not None:
+        unpadded.undo()
+    return None
+
+
+def agrees(unpadded: Unpadded, precision: Precision) -> bool:
+    """Whether texts are answered end to end nearly as padded, where the model is now and in this precision."""
+    model = unpadded.model
+    texts = _probe_texts(model, _PROBE_TOKENS // 4)
+    ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
+    present = torch.arange(ids.shape[1]) < torch.tensor([[len(text)] for text in texts])
+    try:
+        with torch.inference_mode(), autocast(model.device, precision):
+            padded = model(input_ids=ids.to(model.device), attention_mask=present.long().to(model.device)).logits
+            differs = (unpadded(texts) - padded).abs().max()
+            return bool(differs <= 0.1 * padded.float().std() + 0.02)
+    except RuntimeError:
+        logger.warning("texts are padded: attention for variable lengths does not work here", exc_info=True)
+        return False
+
+
+def has_kernel(model: PreTrainedModel, device: torch.device, precision: Precision) -> bool:
+    """Whether there is a fast attention for variable lengths on the device: flash attention on a GPU."""
+    if device.type == "cpu":
+        return True
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return (
+        device.type == "cuda"
+        and precision != "fp32"
+        and torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY
+        and torch.backends.cuda.is_flash_attention_available()
+        and width <= _FLASH_WIDTH
+        and width % _FLASH_MULTIPLE == 0
+    )
+
+
+def _probe_texts(model: PreTrainedModel, max_length: int) -> list[list[int]]:
+    longest = min(max_length, _PROBE_TOKENS)
+    vocabulary = model.config.get_text_config().vocab_size
+    first, plain = min(_SPECIAL, vocabulary - 1), max(vocabulary - _SPECIAL, 1)
+    lengths = (longest, 1, max(longest * 3 // 4, 1), max(longest // 3, 1))
+    return [[first + (place * 7 + length) % plain for place in range(length)] for length in lengths]
