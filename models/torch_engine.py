@@ -112,7 +112,7 @@ def load_torch_engine(
     nn.Module.to(model, device).requires_grad_(False)
     if precision != "fp32":
         _store_weights_as(model, DTYPES[precision])
-    if unpadded and device.type != "cpu" and not agrees(unpadded, precision):
+    if unpadded and device.type != "cpu" and not agrees(unpadded, spec.max_length, precision):
         unpadded.undo()
         unpadded = None
     if compile:

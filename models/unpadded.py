@@ -315,10 +315,10 @@ def accept_unpadded(model: PreTrainedModel, max_length: int) -> Unpadded | None:
     return None
 
 
-def agrees(unpadded: Unpadded, precision: Precision) -> bool:
+def agrees(unpadded: Unpadded, max_length: int, precision: Precision) -> bool:
     """Whether texts are answered end to end nearly as padded, where the model is now and in this precision."""
     model = unpadded.model
-    texts = _probe_texts(model, _PROBE_TOKENS // 4)
+    texts = _probe_texts(model, min(max_length, _PROBE_TOKENS // 4))
     ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
     present = torch.arange(ids.shape[1]) < torch.tensor([[len(text)] for text in texts])
     try:

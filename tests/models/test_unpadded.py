@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+from models import unpadded as module
 from models.first_token import skip_unread_tokens
-from models.unpadded import Unpadded, accept_unpadded
+from models.unpadded import Unpadded, accept_unpadded, agrees, has_kernel
 
 SIZE = {
     "vocab_size": 60,
@@ -125,3 +126,88 @@ def test_the_model_itself_does_what_it_did(
     ids = torch.tensor([[7, 8, 9, 10], [11, 12, 0, 0]])
     given = {"input_ids": ids, "attention_mask": (ids > 0).long()}
     torch.testing.assert_close(model(**given).logits, plain(**given).logits, rtol=1e-5, atol=1e-6)
+
+
+def by_definition(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """What torch documents of `varlen_attn`, which takes no tensors on a CPU."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert (int(cu_seq_q.diff().max()), int(cu_seq_k.diff().max())) == (max_q, max_k)
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    left, right = (torch.inf if side == -1 else side for side in window_size)
+    times = query.shape[1] // key.shape[1]
+    found = []
+    for text in range(len(cu_seq_q) - 1):
+        q = query[cu_seq_q[text] : cu_seq_q[text + 1]]
+        k, v = (each[cu_seq_k[text] : cu_seq_k[text + 1]].repeat_interleave(times, dim=1) for each in (key, value))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * (scale or q.shape[-1] ** -0.5)
+        if len(q) == len(k):
+            distance = torch.arange(len(q))[:, None] - torch.arange(len(k))
+            scores.masked_fill_((distance > left) | (-distance > right), -torch.inf)
+        found.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_kernels_of_gpus_are_asked_for_is_the_same(
+    models: dict[str, tuple[PreTrainedModel, PreTrainedModel, Unpadded]], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, unpadded = models[kind]
+    texts = [[7] * 30, [8, 9, 10, 5], [11], list(range(5, 37))]
+    with torch.inference_mode():
+        expected = unpadded(texts)
+        monkeypatch.setattr(module, "varlen_attn", by_definition)
+        monkeypatch.setattr(module, "_by_length", module._by_flash)
+        torch.testing.assert_close(unpadded(texts), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_where_the_kernels_of_gpus_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, wide, narrow = torch.device("cuda"), build("bert"), build("distilbert")
+    narrow.config.hidden_size = narrow.config.num_attention_heads * 12  # 12 is no multiple of 8
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert has_kernel(wide, gpu, "bf16")
+    assert not has_kernel(wide, gpu, "fp32")
+    assert not has_kernel(narrow, gpu, "bf16")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert not has_kernel(wide, gpu, "fp16")
+    assert has_kernel(narrow, torch.device("cpu"), "fp32")
+
+
+def test_kernels_that_do_not_do_what_they_should_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    unpadded = accept_unpadded(build("bert"), LONGEST)
+    assert unpadded
+    assert agrees(unpadded, LONGEST, "fp32")
+    assert agrees(unpadded, LONGEST, "bf16")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_by_length", lambda query, *_: query)
+        assert not agrees(unpadded, LONGEST, "bf16")
+    monkeypatch.setattr(module, "_by_length", module._by_flash)  # On a CPU there is none: it raises.
+    assert not agrees(unpadded, LONGEST, "bf16")
+
+
+def test_texts_of_pairs_keep_their_types(
+    models: dict[str, tuple[PreTrainedModel, PreTrainedModel, Unpadded]],
+) -> None:
+    plain, _, unpadded = models["bert"]
+    ids, types = [[7, 8, 9], [5, 6], [9, 8, 7, 6]], [[0, 0, 1], [0, 1], [0, 1, 1, 1]]
+    with torch.inference_mode():
+        for count in (3, 1):
+            found = unpadded(ids[:count], types[:count])
+            expected = [
+                plain(input_ids=torch.tensor([own]), token_type_ids=torch.tensor([kinds])).logits
+                for own, kinds in zip(ids[:count], types[:count], strict=True)
+            ]
+            torch.testing.assert_close(found, torch.cat(expected), rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(found, unpadded(ids[:1], [[0, 0, 0]]), atol=1e-3)
