@@ -221,7 +221,8 @@ class Unpadded:
         self._uncounted = next((table.padding_idx for table in tables if table.padding_idx is not None), None)
         self._pad = int(model.config.get_text_config().pad_token_id or 0)
         self._now: tuple[dict[str, Any], list[int]] | None = None
-        model.config.use_cache = False
+        self._use_cache = getattr(model.config, "use_cache", None)
+        model.config.use_cache = False  # Nothing comes after a text.
         model.set_attn_implementation(_NAME)
         self._base.forward = self._forward
         encoder = getattr(self._base, "encoder", None)
@@ -233,6 +234,7 @@ class Unpadded:
         """Leaves the model as it was."""
         self._hook.remove()
         self._base.forward = self._encode
+        self.model.config.use_cache = self._use_cache
         self.model.set_attn_implementation(_PLAIN)
 
     def __call__(self, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None) -> Tensor:

@@ -17,7 +17,9 @@ def test_an_export_is_not_compiled(tmp_path: Path) -> None:
         ServeSettings(engine="onnx", compile=True)
     folder = UPath(make_classifier(tmp_path))
     exported = ServedModel("airline", "f00d", folder, onnx=folder)
-    with pytest.raises(InputError, match=r"^serve\.compile is true, but airline has an ONNX export, .* serve\.engine=torch"):
+    with pytest.raises(
+        InputError, match=r"^serve\.compile is true, but airline has an ONNX export, .* serve\.engine=torch"
+    ):
         exported.check(ServeSettings(compile=True))
     exported.check(ServeSettings(compile=True, engine="torch"))
     ServedModel("airline", "f00d", folder).check(ServeSettings(compile=True))
