@@ -6,8 +6,7 @@ the budget. So nothing starves: a text with k texts before it is computed after 
 short the others are. Nothing ever waits for a batch to fill.
 
 The computing happens in a thread of its own, one batch at a time; meanwhile texts gather. Whoever gave up
-(a dropped connection) is skipped. Cost of a choice: a sort of at most `WINDOW` lengths; none where nothing is
-padded.
+(a dropped connection) is skipped. A choice costs a sort of at most `WINDOW` lengths; none where nothing is padded.
 
 How long a text would wait is predicted: the tokens before it by the tokens a second that the engine has lately
 computed. Who would wait longer than is allowed, or than the client itself allows, is told at once.

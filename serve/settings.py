@@ -49,8 +49,8 @@ class ServeSettings(ExposureSettings):
     )
     compile: bool = Field(
         False,
-        description="Compile the encoder's layers (torch.compile) before a replica is ready; needs g++. On a CPU single "
-        "texts took 8% longer and batches as long as without; on GPUs it has not been measured.",
+        description="Compile the encoder's layers (torch.compile) before a replica is ready; needs g++. On a CPU "
+        "single texts took 8% longer and batches as long as without; on GPUs it has not been measured.",
     )
     batch_tokens: int = Field(
         4096, ge=16, description="Tokens of one batch at most, padding included where there is any."

@@ -74,7 +74,10 @@ def test_the_same_in_earnest(tmp_path: Path, decoder: bool) -> None:
     assert answer_and_count(make_classifier(tmp_path, decoder=decoder)) == 0
 
 
-def test_without_a_compiler_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(InputError, match=r"^serve\.compile is true, but .* no C\+\+ compiler.*: install g\+\+"):
-        load_torch_engine(make_classifier(tmp_path), compile=True)
+def test_without_a_compiler_it_is_told(tmp_path: Path) -> None:
+    folder, sentence = make_classifier(tmp_path), r"^serve\.compile is true, but .* no C\+\+ compiler.*: install g\+\+"
+    with (
+        config.patch({"cpp.cxx": ("no-such-compiler",)}),  # type: ignore[no-untyped-call]
+        pytest.raises(InputError, match=sentence),
+    ):
+        load_torch_engine(folder, compile=True)

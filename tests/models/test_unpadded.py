@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from models import unpadded as module
+from models import attention
 from models.first_token import skip_unread_tokens
 from models.unpadded import Unpadded, accept_unpadded, agrees, has_kernel
 
@@ -167,8 +167,8 @@ def test_what_the_kernels_of_gpus_are_asked_for_is_the_same(
     texts = [[7] * 30, [8, 9, 10, 5], [11], list(range(5, 37))]
     with torch.inference_mode():
         expected = unpadded(texts)
-        monkeypatch.setattr(module, "varlen_attn", by_definition)
-        monkeypatch.setattr(module, "_by_length", module._by_flash)
+        monkeypatch.setattr(attention, "varlen_attn", by_definition)
+        monkeypatch.setattr(attention, "_by_length", attention._by_flash)
         torch.testing.assert_close(unpadded(texts), expected, rtol=1e-4, atol=2e-5)
 
 
@@ -191,9 +191,9 @@ def test_kernels_that_do_not_do_what_they_should_are_not_used(monkeypatch: pytes
     assert agrees(unpadded, LONGEST, "fp32")
     assert agrees(unpadded, LONGEST, "bf16")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_by_length", lambda query, *_: query)
+        patch.setattr(attention, "_by_length", lambda query, *_: query)
         assert not agrees(unpadded, LONGEST, "bf16")
-    monkeypatch.setattr(module, "_by_length", module._by_flash)  # On a CPU there is none: it raises.
+    monkeypatch.setattr(attention, "_by_length", attention._by_flash)  # On a CPU there is none: it raises.
     assert not agrees(unpadded, LONGEST, "bf16")
 
 
