@@ -82,8 +82,10 @@ class Engine(ABC):
     """What it computes in, in fact."""
     device: str
     max_padding: float | None
-    """The share of a batch that may be padding before it is slower than two batches; None where texts are computed one
-    by one, whatever the batch."""
+    """The share of a batch that may be padding before it is slower than two batches; None where nothing is ever padded,
+    whatever the batch."""
+    turn_tokens: int | None = None
+    """Where nothing is ever padded: the tokens beyond which a larger batch is no faster; None where it always is."""
 
     def __init__(
         self,
@@ -216,14 +218,15 @@ class Engine(ABC):
 
         Args:
             encoded: what `encode` made.
-            batch_tokens: tokens of a batch at most, padding included.
+            batch_tokens: tokens of a batch at most, padding included; fewer where more are no faster.
             progress: told how many texts are done, after each batch.
         """
         outputs = np.empty((len(encoded), total_classes(self.spec.labels)), dtype=np.float32)
         done = 0
+        lengths = [len(item.ids) for item in encoded]
         # The longest first: a batch too large for the memory shows at once.
         for group in reversed(
-            group_by_length([len(item.ids) for item in encoded], batch_tokens, self.max_padding or 0)
+            group_by_length(lengths, min(batch_tokens, self.turn_tokens or batch_tokens), self.max_padding)
         ):
             outputs[group] = self.forward([encoded[index] for index in group])
             done += len(group)

@@ -24,8 +24,12 @@ def skip_unread_tokens(model: PreTrainedModel) -> None:
 
 
 def _first_token(layer: Any, hidden: Tensor, mask: Tensor | None = None, *_: Any, **others: Any) -> Tensor:
-    """The layer's output at the first place: [texts, 1, width] from [texts, tokens, width]."""
-    own, first = layer.attention.self, hidden[:, :1]
+    """The layer's output at the first place: [texts, 1, width] from [texts, tokens, width].
+
+    Or from [1, tokens of all texts, width] where a layout says where they begin (`models.unpadded`).
+    """
+    own, layout = layer.attention.self, others.get("layout")
+    first = hidden[:, :1] if layout is None else hidden[:, layout.bounds[:-1]]
 
     def heads(values: Tensor) -> Tensor:
         split: Tensor = values.unflatten(-1, (own.num_attention_heads, own.attention_head_size))
@@ -40,6 +44,7 @@ def _first_token(layer: Any, hidden: Tensor, mask: Tensor | None = None, *_: Any
         mask if mask is None else mask[:, :, :1],
         dropout=own.dropout.p if own.training else 0.0,
         scaling=own.scaling,
+        **({} if layout is None else {"layout": layout}),
     )
     output: Tensor = layer.feed_forward_chunk(layer.attention.output(context.flatten(-2), first))
-    return output
+    return output if layout is None else output.transpose(0, 1)

@@ -48,6 +48,9 @@ class OnnxEngine(Engine):
     name = "onnx"
     device = "cpu"
     max_padding = None
+    turn_tokens = 64
+    """Some milliseconds, beside which going to the thread and back (0.1 ms) is nothing, and after which what was
+    answered is sent."""
 
     def __init__(
         self,

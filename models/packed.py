@@ -92,20 +92,20 @@ def _has_flash(model: PreTrainedModel, device: torch.device, precision: Precisio
     return able and bool(model._supports_flash_attn)
 
 
-def _position_tables(model: PreTrainedModel) -> list[nn.Embedding]:
+def position_tables(model: PreTrainedModel) -> list[nn.Embedding]:
     """Of the positions that a model has learnt."""
     found = [getattr(module, name, None) for module in model.base_model.modules() for name in _POSITIONS]
     return [table for table in found if isinstance(table, nn.Embedding)]
 
 
-def _first_position(table: nn.Embedding) -> int:
+def first_position(table: nn.Embedding) -> int:
     """RoBERTa and its kin number positions from after their padding's index on."""
     offset = int(getattr(table, "offset", 0))  # BART's kin leave the first ones out.
     return offset if offset or table.padding_idx is None else table.padding_idx + 1
 
 
 def _check_positions(model: PreTrainedModel, length: int) -> None:
-    known = [table.num_embeddings - _first_position(table) for table in _position_tables(model)]
+    known = [table.num_embeddings - first_position(table) for table in position_tables(model)]
     if known and min(known) < length:
         raise InputError(
             f"pack.length is {length}, but the encoder (pretrain.encoder) has only {min(known)} positions: lower it, "
@@ -121,7 +121,7 @@ class _Reader:
         self._causal = getattr(model.config, "is_decoder", False) or type(model).__name__.endswith(
             ("ForCausalLM", "LMHeadModel")
         )
-        self._first = max((_first_position(table) for table in _position_tables(model)), default=0)
+        self._first = max((first_position(table) for table in position_tables(model)), default=0)
         self.end_to_end = False
         """Whether all rows are laid into one, whose documents the attention tells by their positions alone."""
         self.apart = False

@@ -66,6 +66,7 @@ class Answerer:
             engine.max_padding,
             metrics.batch,
             settings.max_wait_s,
+            turn_tokens=engine.turn_tokens,
         )
         self._metrics = metrics
         self._drift = drift

@@ -1,12 +1,12 @@
-"""Which waiting texts to compute next: a deque, one loop, batches of nearly equal length under a token budget.
+"""Which waiting texts to compute next: a deque, one loop, batches under a token budget.
 
-The batch that is computed next always holds the text that has waited longest, together with those waiting texts
-of about its length that fit the budget. So nothing starves: a text with k texts before it is computed after at
-most k batches, however long or short the others are. Nothing ever waits for a batch to fill.
+The batch that is computed next always holds the text that has waited longest. Where the engine pads nothing, those that
+have waited longest after it stand beside it, of whatever length; else those waiting texts of about its length that fit
+the budget. So nothing starves: a text with k texts before it is computed after at most k batches, however long or
+short the others are. Nothing ever waits for a batch to fill.
 
 The computing happens in a thread of its own, one batch at a time; meanwhile texts gather. Whoever gave up
-(a dropped connection) is skipped. Cost of a choice: a sort of at most `WINDOW` lengths; none where texts are computed
-one by one.
+(a dropped connection) is skipped. A choice costs a sort of at most `WINDOW` lengths; none where nothing is padded.
 
 How long a text would wait is predicted: the tokens before it by the tokens a second that the engine has lately
 computed. Who would wait longer than is allowed, or than the client itself allows, is told at once.
@@ -28,10 +28,6 @@ from models.engine import Encoded, FloatArray
 
 WINDOW = 1024
 """Of how many of the longest waiting texts a batch is chosen."""
-
-_TURN_TOKENS = 64
-"""Of texts computed one by one, those of a turn have this many at most: some milliseconds, beside which going to the
-thread and back (0.1 ms) is nothing, and after which what was answered is sent."""
 
 _MAX_RETRY_S = 60
 
@@ -56,7 +52,7 @@ class BatchReport:
     texts: int
     tokens: int
     padded_tokens: int
-    """What was computed: texts times the longest, where they are padded."""
+    """What was computed: texts times the longest, where they are padded; else their tokens."""
     seconds: float
     waits: tuple[float, ...] = ()
     """Seconds from submit to the start of this batch, of each request whose first text is in it."""
@@ -107,8 +103,10 @@ class Batcher:
         batch_tokens: tokens of a batch at most, padding included.
         max_queued: requests that may be in progress at once.
         max_wait_s: seconds that a request may have to wait before it is computed.
-        max_padding: the share of a batch that may be padding; None where `compute` takes texts one by one anyway.
+        max_padding: the share of a batch that may be padding; None where `compute` pads nothing, whatever the batch.
         report: told of each batch after it.
+        turn_tokens: where nothing is padded, the tokens beyond which a larger batch is no faster: texts beyond them
+            come in the next one, and those before them are answered the sooner.
     """
 
     def __init__(
@@ -120,8 +118,10 @@ class Batcher:
         report: Callable[[BatchReport], None] = lambda _: None,
         max_wait_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
+        turn_tokens: int | None = None,
     ) -> None:
         self._compute = compute
+        self._turn_tokens = min(batch_tokens, turn_tokens or batch_tokens)
         self._batch_tokens = batch_tokens
         self._max_queued = max_queued
         self._max_padding = max_padding
@@ -260,9 +260,13 @@ class Batcher:
         """The longest waiting texts, where nothing is gained by what stands beside a text."""
         turn: list[_Text] = []
         tokens = 0
-        while self._waiting and (not turn or tokens + len(self._waiting[0].item.ids) <= _TURN_TOKENS):
-            text = self._waiting.popleft()
-            if self._is_wanted(text.request):
+        while self._waiting:
+            text = self._waiting[0]
+            wanted = self._is_wanted(text.request)
+            if wanted and turn and tokens + len(text.item.ids) > self._turn_tokens:
+                break
+            self._waiting.popleft()
+            if wanted:
                 turn.append(text)
                 tokens += len(text.item.ids)
         return turn

@@ -18,7 +18,7 @@ from cluster.digests import difference
 from cluster.store import local_copy
 from models.engine import Engine
 from models.ensemble import EnsembleEngine
-from models.settings import InputError
+from models.settings import InputError, first_line
 from models.spec import SPEC
 from serve.settings import ServeSettings
 
@@ -84,6 +84,11 @@ class ServedModel:
             each.check(settings)
         if not (self.torch / SPEC).exists():
             raise InputError(f"{self.torch} holds no classifier: there is no {SPEC} in it.")
+        if settings.compile and self._wanted(settings) == "onnx":
+            raise InputError(
+                f"serve.compile is true, but {self.name} has an ONNX export, which serve.engine=auto takes and "
+                "does not compile; set serve.engine=torch, or serve.compile=false."
+            )
         if settings.engine == "onnx" and self.onnx is None:
             why = f" ({self.refused})" if self.refused else ""
             raise InputError(f"serve.engine is onnx, but {self.name} has no export{why}; set serve.engine=auto.")
@@ -111,7 +116,16 @@ class ServedModel:
         if self.members:
             engine = EnsembleEngine([engine, *(each._engine(settings) for each in self.members)])
         engine.also_mask(settings.redact)
-        warm_up(engine, settings.batch_tokens)
+        try:
+            warm_up(engine, settings.batch_tokens)
+        except InputError:
+            raise
+        except Exception as error:
+            if not settings.compile:
+                raise
+            raise InputError(
+                f"serve.compile is true, but the model cannot be compiled here ({first_line(error)}); set it to false."
+            ) from error
         return engine
 
     def load_explainer(self, settings: ServeSettings) -> "Explainer":
@@ -152,7 +166,13 @@ class ServedModel:
 
         check_files(UPath(folder), self.sha256, self.torch)
         with _only(folder, self.sha256) as seen:
-            return load_torch_engine(seen, precision=settings.precision, threads=threads, temperature=self.temperature)
+            return load_torch_engine(
+                seen,
+                precision=settings.precision,
+                threads=threads,
+                temperature=self.temperature,
+                compile=settings.compile,
+            )
 
 
 def check_files(folder: UPath, sha256: Mapping[str, str], known_as: UPath | None = None) -> None:
@@ -180,13 +200,16 @@ def _only(folder: Path, names: Mapping[str, str]) -> Iterator[Path]:
 
 
 def warm_up(engine: Engine, batch_tokens: int) -> None:
-    """Computes the smallest and the largest batch, so that the first requests are as fast as the later ones.
+    """Computes the smallest, the largest and mixed batches, so that the first requests are as fast as the later ones.
+
+    What is compiled has code of its own for a batch of one text, and for texts of one token where there are such.
 
     Raises:
         InputError: the model gives no finite numbers.
     """
-    longest = "word " * engine.spec.max_length
-    for text, count in (("word", 1), (longest, max(1, batch_tokens // engine.spec.max_length))):
-        encoded = engine.encode([text] * count, [text] * count if engine.spec.pair else None)
+    longest = engine.spec.max_length
+    for words in ([1], [longest] * max(1, batch_tokens // longest), [1, 2, longest // 2 + 1], [0], [0, 0], [2, 2]):
+        texts = ["word " * count for count in words]
+        encoded = engine.encode(texts, texts if engine.spec.pair else None)
         if not np.isfinite(engine.forward(encoded)).all():
             raise InputError("the model gives no finite numbers, so its training diverged; finetune it anew.")

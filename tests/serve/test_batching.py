@@ -47,16 +47,20 @@ async def ask(batcher: Batcher, items: Sequence[Encoded]) -> FloatArray:
 REQUESTS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=8), min_size=1, max_size=20)
 
 
-@given(lengths=REQUESTS, budget=st.integers(1, 1000), data=st.data())
-@settings(max_examples=60, deadline=None)
+PADDING = st.sampled_from([None, 0.0, 0.1])
+"""None: texts are laid end to end, and nothing is padded whatever stands together."""
+
+
+@given(lengths=REQUESTS, budget=st.integers(1, 1000), padding=PADDING, data=st.data())
+@settings(max_examples=90, deadline=None)
 def test_every_request_is_answered_once_within_the_budget(
-    lengths: list[list[int]], budget: int, data: st.DataObject
+    lengths: list[list[int]], budget: int, padding: float | None, data: st.DataObject
 ) -> None:
     pauses = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
     engine, reports = EchoEngine(), list[BatchReport]()
 
     async def run() -> None:
-        batcher = Batcher(engine, budget, max_queued=100, report=reports.append)
+        batcher = Batcher(engine, budget, max_queued=100, max_padding=padding, report=reports.append)
         number, tasks = 0, []
         for request, pause in zip(lengths, pauses, strict=True):
             items = [text(number + index, length) for index, length in enumerate(request)]
@@ -72,22 +76,26 @@ def test_every_request_is_answered_once_within_the_budget(
     asyncio.run(run())
     total = sum(map(len, lengths))
     assert sorted(number for batch in engine.batches for number in batch) == list(range(total))
-    assert all(len(batch) == 1 or len(batch) * max(batch) <= budget for batch in engine.lengths)
+    computed = [sum(batch) if padding is None else len(batch) * max(batch) for batch in engine.lengths]
+    assert all(len(batch) == 1 or tokens <= budget for batch, tokens in zip(engine.lengths, computed, strict=True))
+    assert [report.padded_tokens for report in reports] == computed
     assert sum(report.texts for report in reports) == total
     assert sum(report.tokens for report in reports) == sum(map(sum, lengths))
-    assert all(report.padded_tokens >= report.tokens for report in reports)
+    padded = sum(report.padded_tokens - report.tokens for report in reports)
+    assert padded >= 0 if padding else padded == 0
     waits = [seconds for report in reports for seconds in report.waits]
     assert len(waits) == len(lengths)  # A request waits once, whatever batches its texts are in.
     assert all(0 <= seconds < 60 for seconds in waits)
 
 
-def test_the_longest_waiting_is_always_next() -> None:
+@pytest.mark.parametrize("padding", [None, 0.1])
+def test_the_longest_waiting_is_always_next(padding: float | None) -> None:
     """A long text is not passed over while short ones keep coming."""
     gate = threading.Semaphore(0)
     engine = EchoEngine(gate=gate)
 
     async def run() -> None:
-        batcher = Batcher(engine, 64, max_queued=1000)
+        batcher = Batcher(engine, 64, max_queued=1000, max_padding=padding)
         tasks = [asyncio.create_task(ask(batcher, [text(0, 8)]))]
         await asyncio.sleep(0.02)  # the first batch is being computed
         tasks.append(asyncio.create_task(ask(batcher, [text(1, 300)])))
@@ -103,13 +111,15 @@ def test_the_longest_waiting_is_always_next() -> None:
     assert len(engine.batches) == 2 + 6  # 48 texts of 8 tokens, 8 to a batch of 64
 
 
-@given(first=st.lists(st.integers(1, 200), min_size=1, max_size=40), budget=st.integers(1, 400))
-@settings(max_examples=40, deadline=None)
-def test_a_text_with_k_before_it_waits_for_at_most_k_batches(first: list[int], budget: int) -> None:
+@given(first=st.lists(st.integers(1, 200), min_size=1, max_size=40), budget=st.integers(1, 400), padding=PADDING)
+@settings(max_examples=60, deadline=None)
+def test_a_text_with_k_before_it_waits_for_at_most_k_batches(
+    first: list[int], budget: int, padding: float | None
+) -> None:
     engine = EchoEngine()
 
     async def run() -> None:
-        batcher = Batcher(engine, budget, max_queued=1000)
+        batcher = Batcher(engine, budget, max_queued=1000, max_padding=padding)
         await asyncio.gather(*(ask(batcher, [text(number, length)]) for number, length in enumerate(first)))
         batcher.close()
 
@@ -182,15 +192,15 @@ def test_a_failing_batch_fails_its_requests_only() -> None:
     asyncio.run(run())
 
 
-@given(lengths=REQUESTS, gone=st.sets(st.integers(0, 19)))
+@given(lengths=REQUESTS, gone=st.sets(st.integers(0, 19)), turn=st.integers(1, 2000))
 @settings(max_examples=40, deadline=None)
-def test_texts_computed_one_by_one_come_in_their_order_and_are_never_padded(
-    lengths: list[list[int]], gone: set[int]
+def test_texts_that_are_not_padded_come_in_their_order_as_many_as_a_turn_holds(
+    lengths: list[list[int]], gone: set[int], turn: int
 ) -> None:
     engine, reports = EchoEngine(gate=threading.Semaphore(0)), list[BatchReport]()
 
     async def run() -> list[list[int]]:
-        batcher = Batcher(engine, 1000, max_queued=100, max_padding=None, report=reports.append)
+        batcher = Batcher(engine, 1000, max_queued=100, max_padding=None, report=reports.append, turn_tokens=turn)
         first = asyncio.create_task(ask(batcher, [text(10_000, 1)]))
         await asyncio.sleep(0)
         tasks, number = [], 0
@@ -219,7 +229,10 @@ def test_texts_computed_one_by_one_come_in_their_order_and_are_never_padded(
     computed = [number for batch in engine.batches for number in batch if number != 10_000]
     assert computed == [number for each in wanted for number in each]
     assert all(report.padded_tokens == report.tokens for report in reports)
-    assert all(sum(each) <= 64 or len(each) == 1 for each in engine.lengths)
+    most = min(turn, 1000)
+    assert all(sum(each) <= most or len(each) == 1 for each in engine.lengths)
+    after = engine.lengths[2:]
+    assert all(sum(each) + later[0] > most for each, later in zip(engine.lengths[1:-1], after, strict=True))
 
 
 @dataclass

@@ -318,6 +318,7 @@ def test_metrics_count_what_was_asked(engine: Engine) -> None:
         for name in ("batch_tokens_sum", "tokens_total", "padding_tokens_total")
     )
     assert batched == real + padding > 0
+    assert padding == 0
     assert samples[f'shoal_min_replicas{{{own},version="f00d"}}'] == "1.0"
     (info,) = (name for name in samples if name.startswith("shoal_build_info{"))
     assert {'engine="torch"', 'precision="fp32"', 'device="cpu"'} <= set(info[17:-1].split(","))
