@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import shoal
-from recipes.loading import value_phrase
+from recipes.mistakes import value_phrase
 from recipes.recipe import Recipe
 
 

@@ -25,10 +25,11 @@ from serve.drift import DriftMonitor
 from serve.explaining import Explanations, LoadExplainer, add_explain_route
 from serve.forwarding import SHADOW_HEADER
 from serve.metrics import ServeMetrics, merged
-from serve.problems import MEDIA_TYPE, ProblemError, answer_problems
+from serve.openapi import body_of, problems_of
+from serve.problems import ProblemError, answer_problems
 from serve.requests import record_of
 from serve.sampling import Sampler
-from serve.schemas import ClassifyResponse, Problem, RequestShape, answers_as_json
+from serve.schemas import ClassifyResponse, RequestShape, answers_as_json
 from serve.settings import ServeSettings
 from serve.webpage import serve_page
 
@@ -151,8 +152,8 @@ def build_gateway(
         "/v1/classify",
         summary="Classify texts",
         response_model=ClassifyResponse,
-        responses=_problems(_STATUSES),
-        openapi_extra=_body(shape.json_schema()),
+        responses=problems_of(_STATUSES),
+        openapi_extra=body_of(shape.json_schema()),
     )
     async def classify(request: Request) -> Response:
         async def answer(body: bytes, timeout_s: float | None) -> Response:
@@ -179,8 +180,8 @@ def build_gateway(
         "/predict",
         summary="Classify texts, in the shape of text-embeddings-inference",
         response_model=list[Score] | list[list[Score]],
-        responses=_problems(_STATUSES),
-        openapi_extra=_body(PredictRequest.model_json_schema()),
+        responses=problems_of(_STATUSES),
+        openapi_extra=body_of(PredictRequest.model_json_schema()),
     )
     async def predict(request: Request) -> Response:
         def answer(asked: PredictRequest, outputs: Outputs, single: bool) -> Any:
@@ -195,8 +196,8 @@ def build_gateway(
         "/",
         summary="Classify texts, in the shape of Hugging Face's inference",
         response_model=list[list[Score]],
-        responses=_problems(_STATUSES),
-        openapi_extra=_body(InferenceRequest.model_json_schema()),
+        responses=problems_of(_STATUSES),
+        openapi_extra=body_of(InferenceRequest.model_json_schema()),
     )
     async def infer(request: Request) -> Response:
         def answer(asked: InferenceRequest, outputs: Outputs, single: bool) -> Any:
@@ -207,7 +208,7 @@ def build_gateway(
 
     if explainer is not None and settings.explain:
         explanations = Explanations(explainer, settings.explain_queue)
-        problems = _problems({**_STATUSES, 501: "The model is of a kind that cannot be explained."})
+        problems = problems_of({**_STATUSES, 501: "The model is of a kind that cannot be explained."})
         add_explain_route(app, explanations, engine.spec, {"model": name, "version": version}, answered, problems)
 
     @app.get("/info", summary="The model, in the shape of text-embeddings-inference")
@@ -234,34 +235,6 @@ def build_gateway(
     app.state.batcher = answerer.batcher
     app.state.metrics = metrics
     return app
-
-
-def _problems(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for the OpenAPI document."""
-    return {
-        status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": text}
-        for status, text in statuses.items()
-    }
-
-
-def _body(schema: dict[str, Any]) -> dict[str, Any]:
-    """A route's body, for the OpenAPI document."""
-    parts = schema.pop("$defs", {})
-
-    def inlined(value: Any) -> Any:
-        """The schema with its parts in their places: references would look for them in the document's root."""
-        match value:
-            case {"$ref": str() as reference}:
-                return inlined(
-                    {**parts[reference.rpartition("/")[2]], **{k: v for k, v in value.items() if k != "$ref"}}
-                )
-            case dict():
-                return {name: inlined(each) for name, each in value.items()}
-            case list():
-                return [inlined(each) for each in value]
-        return value
-
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}}
 
 
 def _timeout(request: Request) -> float | None:
