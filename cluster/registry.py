@@ -27,6 +27,7 @@ from cluster.versions import (
     Document,
     Reference,
     RegistryError,
+    UnreachableError,
     Version,
     check_alias,
     check_name,
@@ -237,8 +238,10 @@ def read_document(path: UPath, kind: type[Found]) -> Found | None:
         raise RegistryError(f"{path} is damaged: it is no record of {what}; restore it from a copy.") from error
 
 
-def _unreadable(path: UPath, error: BaseException) -> RegistryError:
-    return RegistryError(f"{path} cannot be read: {' '.join(str(error).split()).rstrip('.') or type(error).__name__}.")
+def _unreadable(path: UPath, error: BaseException) -> UnreachableError:
+    return UnreachableError(
+        f"{path} cannot be read: {' '.join(str(error).split()).rstrip('.') or type(error).__name__}."
+    )
 
 
 def text_of(document: Document) -> str:

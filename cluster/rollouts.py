@@ -34,6 +34,8 @@ class Order(Document):
     command: Command = ""
     """What is asked for since."""
     reason: str = ""
+    asked: str = ""
+    """Names the command: another one has another name."""
 
 
 class Check(Document):
@@ -70,6 +72,8 @@ class State(Document):
     """`passed`: all gates are, and the word to promote is waited for."""
     steps: tuple[Step, ...] = ()
     reason: str = ""
+    answered: str = ""
+    """The command (`Order.asked`) that was carried out, or found impossible, last."""
     time: str = Field(default_factory=lambda: now())
     """When it was written last."""
 
@@ -136,7 +140,7 @@ class Rollouts:
             its = state if state is not None and state.id == order.id else None
             if its is not None and its.ended and not (command == "rollback" and its.status == "promoted"):
                 raise RegistryError(f"the rollout of {self.name}:{order.number} has ended: it was {its.status}.")
-            order = order.model_copy(update={"command": command, "reason": reason})
+            order = order.model_copy(update={"command": command, "reason": reason, "asked": uuid.uuid4().hex[:12]})
             write_whole(self._order, text_of(order))
         return order
 

@@ -14,6 +14,10 @@ class RegistryError(ClusterError):
     """What is asked of the registry is not there, or one of its files is damaged: one sentence."""
 
 
+class UnreachableError(RegistryError):
+    """A file of the registry cannot be read at the moment: it says nothing of what is in it."""
+
+
 class Document(BaseModel):
     """A file of the registry, or a part of one."""
 

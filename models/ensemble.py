@@ -33,7 +33,7 @@ class EnsembleEngine(Engine):
         self._members = members
         self.name, self.precision, self.device = first.name, first.precision, first.device
         padding = [each.max_padding for each in members if each.max_padding is not None]
-        self.max_padding = min(padding) if len(padding) == len(members) else None
+        self.max_padding = min(padding) if padding else None
         turns = [each.turn_tokens for each in members if each.turn_tokens is not None]
         self.turn_tokens = min(turns) if turns else None
 

@@ -23,7 +23,7 @@ Answer = Callable[[list[str]], list[dict[str, Any]]]
 
 _READERS: Mapping[str, Callable[[Path], pa.Table]] = {
     ".jsonl": pa.json.read_json,
-    ".csv": pa.csv.read_csv,
+    ".csv": lambda path: pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(strings_can_be_null=True)),
     ".parquet": pa.parquet.read_table,
 }
 
@@ -39,8 +39,10 @@ def read_labelled(path: Path, rows: int) -> list[dict[str, Any]]:
         raise InputError(f"replay: {path} is neither .jsonl nor .csv nor .parquet.")
     try:
         found: list[dict[str, Any]] = reader(path).slice(0, rows).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"replay: {path} cannot be read: {' '.join(str(error).split()).rstrip('.')}.") from error
+    except OSError as error:
+        raise InputError(f"replay: {path} cannot be read: {error.strerror or type(error).__name__}.") from error
+    except (pa.ArrowException, ValueError) as error:  # Its message may quote a row.
+        raise InputError(f"replay: {path} cannot be read as {path.suffix[1:]}.") from error
     if not found:
         raise InputError(f"replay: {path} has no rows.")
     for number, row in enumerate(found, 1):
@@ -83,10 +85,11 @@ def _scored(
 
 def _truth(column: LabelColumn, label: Any, row: int) -> Any:
     names = label if isinstance(label, list) else [label]
+    names = [str(name) for name in names]
     for name in names:
         if name not in column.classes:
             raise InputError(
-                f"replay: the label {name!r} in row {row} is no class of {column.name}; there are "
+                f"replay: the label in row {row} is no class of {column.name}; there are "
                 f"{', '.join(column.classes[:20])}."
             )
     if column.multi:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import serve as ray_serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from cluster.registry import Registry
 from cluster.store import ClusterError
@@ -20,7 +21,7 @@ from serve.gates import Plan, Replayed
 from serve.model import ServedModel
 from serve.registered import ensemble, served_model
 from serve.settings import ServeSettings
-from serve.traffic import Candidate, Tally, read_table, reports, summed
+from serve.traffic import Candidate, Report, Tally, read_table, reports, summed
 from serve.turning import turn
 from serve.versions import VERSIONS, publish_version
 
@@ -40,25 +41,30 @@ class LiveEndpoint:
     settings: ServeSettings
     taken: Callable[[int], None]
     _models: dict[int, ServedModel] = field(default_factory=dict, init=False)
+    _told: dict[str, Report] = field(default_factory=dict, init=False)
 
-    def prepare(self, number: int) -> None:
-        """Starts replicas for other versions, if there are none, and loads the version into one."""
+    def prepare(self, number: int) -> str:
+        """Starts replicas for other versions, if there are none, loads the version into one, and names it."""
         model = self._model(number)
         model.check(self.settings)
         model.verify(self.settings)
         start_versions(self.settings, self.registry.store.root)
         self._asked(number, "GET", "/healthz", b"")
+        return model.identity
 
     def turn(self, candidate: Candidate | None) -> None:
         """Lets a candidate have its part of the requests."""
         table = read_table()
         if table is not None and table.candidate != candidate:
             turn(candidate=candidate)
+            self._told.clear()
 
     def tally(self) -> Tally:
         """What came of the requests since."""
         table = read_table()
-        return Tally() if table is None else summed(reports(), table.revision)
+        # Those of a replica that has gone since count too.
+        self._told |= reports()
+        return Tally() if table is None else summed(self._told.values(), table.revision)
 
     def replay(self, number: int, plan: Plan) -> Sequence[Replayed]:
         """What a version answers to labelled texts."""
@@ -95,13 +101,15 @@ class LiveEndpoint:
     def _asked(self, number: int, method: str, path: str, body: bytes) -> Reply:
         """A version's answer, its own request; where it is busy, later."""
         identity = self._model(number).identity
-        handle = ray_serve.get_app_handle(VERSIONS).options(method_name="respond", multiplexed_model_id=identity)
         until = time.monotonic() + _PATIENCE_S
         while True:
             try:
+                handle = ray_serve.get_app_handle(VERSIONS).options(
+                    method_name="respond", multiplexed_model_id=identity
+                )
                 left = max(1.0, until - time.monotonic())
                 reply: Reply = handle.remote(Asked(method, path, b"", _HEADERS, body)).result(timeout_s=left)
-            except (RayError, TimeoutError) as error:
+            except (RayError, RayServeException, TimeoutError) as error:
                 raise ClusterError(f"{identity} does not answer: {_last_line(error)}.") from error
             if reply.status == 200:
                 return reply

@@ -6,6 +6,7 @@ They write orders to the store and read how far the endpoint has come; the proce
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,7 +67,10 @@ def start(
 
     rollouts = _rollouts(name, store)
     number = rollouts.registry.resolve(Reference.parse(f"{name}{':' if version.isdigit() else '@'}{version}")).number
-    order = rollouts.ask(number, load_plan(gates or ()).model_dump(mode="json"))
+    plan = load_plan(gates or ())
+    if plan.replay is not None and Path(plan.replay).expanduser().is_file():  # Another process reads it, elsewhere.
+        plan = plan.model_copy(update={"replay": str(Path(plan.replay).expanduser().absolute())})
+    order = rollouts.ask(number, plan.model_dump(mode="json"))
     say(f"{name}:{number} is to be rolled out; `shoal rollout status {name}` tells how far it is.")
     if wait and not _watched(rollouts, order.id):
         raise typer.Exit(1)
@@ -113,16 +117,17 @@ def rollback(name: NameArgument, reason: ReasonOption = "", store: StoreOption =
 
 def _command(name: str, store: str, command: Command, reason: str) -> None:
     rollouts = _rollouts(name, store)
-    before = rollouts.state()
     order = rollouts.command(command, reason)
     until = time.monotonic() + _TAKEN_UP_S
-    while time.monotonic() < until:
-        state = rollouts.state()
-        if state is not None and state.id == order.id and state.ended and state != before:
-            console_on().print(_shown(name, state))
-            return
+    while (state := rollouts.state()) is None or state.id != order.id or state.answered != order.asked:
+        if time.monotonic() > until:
+            say(_unheard(name))
+            raise typer.Exit(1)
         time.sleep(0.5)
-    say(_unheard(name))
+    console_on().print(_shown(name, state))
+    wanted = ("promoted",) if command == "promote" else ("rolled back", "aborted")
+    if state.status not in wanted:
+        raise typer.Exit(1)
 
 
 def _watched(rollouts: Rollouts, identity: str) -> bool:

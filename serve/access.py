@@ -60,7 +60,10 @@ def plain_path(path: str) -> str:
 
 def is_open(method: str, path: str) -> bool:
     """Whether anyone may ask so: for health, documentation and the page for people, which asks for a key itself."""
-    path = plain_path(path)
+    if path.startswith(MODELS):
+        if method not in ("GET", "HEAD"):
+            return False
+        path = plain_path(path)
     if path == "/":  # `POST /` classifies.
         return method in ("GET", "HEAD")
     return path in _OPEN or path.startswith((STATIC, PAGE))

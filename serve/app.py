@@ -28,7 +28,7 @@ from serve.model import ServedModel
 from serve.names import with_names
 from serve.scaling import TokenPolicy
 from serve.settings import ServeSettings
-from serve.traffic import remove_table
+from serve.traffic import read_table, remove_table, write_table
 from serve.turning import APPLICATION, await_replicas, next_table, running_replicas, turn
 from serve.versions import VERSIONS, publish_version, versions_deployment
 
@@ -87,14 +87,19 @@ def serve_model(
     what = "a replica" if replicas == 1 else f"{replicas} replicas"
     room_for(replicas * settings.cpus, replicas * settings.gpus, what, "serve.min_replicas, serve.cpus or serve.gpus")
     _start(settings)
-    table = next_table(
-        model=model.as_json(), others={name: publish_version(each) for name, each in (others or {}).items()}
-    )
-    if others:
-        start_versions(settings, store)
-    application = Classifier.options(**_options(settings, store, APPLICATION)).bind(settings)  # type: ignore[attr-defined]
-    _run(application, APPLICATION, "/")
-    await_replicas(table)
+    before = read_table()
+    at = {name: publish_version(each) for name, each in (others or {}).items()}
+    table = next_table(model=model.as_json(), others=at, candidate=None)
+    try:
+        if others:
+            _run(_versions(settings, store), VERSIONS, None)
+        application = Classifier.options(**_options(settings, store, APPLICATION)).bind(settings)  # type: ignore[attr-defined]
+        _run(application, APPLICATION, "/")
+        await_replicas(table)
+    except ClusterError:
+        if before is not None:
+            write_table(before.model_copy(update={"revision": table.revision + 1}))
+        raise
     return f"{'https' if settings.tls else 'http'}://{_reachable(settings.host)}:{settings.port}"
 
 
@@ -113,13 +118,20 @@ def start_versions(settings: ServeSettings, store: UPath | None = None) -> None:
     Raises:
         ClusterError: they do not start.
     """
-    options = _options(settings, store, VERSIONS)
-    _run(versions_deployment(settings).options(**options).bind(settings), VERSIONS, None)
+    if not running_replicas(VERSIONS):
+        _run(_versions(with_names(settings), store), VERSIONS, None)
 
 
 def stop_versions() -> None:
     """Takes the replicas that hold other versions away, if they are there."""
     ray_serve.delete(VERSIONS)
+
+
+def _versions(settings: ServeSettings, store: UPath | None) -> Application:
+    application: Application = (
+        versions_deployment(settings).options(**_options(settings, store, VERSIONS)).bind(settings)
+    )
+    return application
 
 
 def _run(application: Application, name: str, route_prefix: str | None) -> None:
@@ -131,7 +143,7 @@ def _run(application: Application, name: str, route_prefix: str | None) -> None:
 
 def _options(settings: ServeSettings, store: UPath | None, name: str) -> dict[str, Any]:
     """How the deployment of an application scales, what a replica takes and knows."""
-    least = settings.min_replicas if name == APPLICATION else min(1, settings.min_replicas)
+    least = settings.min_replicas if name == APPLICATION else 1
     return {
         "max_ongoing_requests": settings.max_queued + _BEYOND_QUEUE,
         "max_queued_requests": -1,

@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve.access import MODELS, PAGE
 from serve.forwarding import SHADOW_HEADER, Asked, Reply, asked_of, body_of
-from serve.loaded import Loaded
+from serve.loaded import Loaded, free_dropped
 from serve.logs import logger
 from serve.problems import ProblemError
 from serve.requests import known_record, record_of
@@ -31,7 +31,11 @@ Ask = Callable[[str, Asked], Awaitable[Reply]]
 
 _SHARED = frozenset({"/v1/classify", "/predict", "/"})
 """What a candidate may answer in the place of the stable version."""
-_OF_OTHERS = _SHARED | {"/v1/explain", "/v1/model", "/info", "/health", "/healthz", "/openapi.json"}
+_OF_OTHERS = _SHARED | {"/v1/explain", "/v1/model", "/info"}
+_ALIKE = frozenset({"/health", "/healthz", "/openapi.json"})
+"""What is the same of every model, so that nobody has to load one for it; so are the files of the page."""
+_CANDIDATE_S, _SHADOW_S, _OTHER_S = 5.0, 60.0, 120.0
+"""Seconds that a candidate has to answer a client, a candidate to answer for comparison, and another model."""
 _SHADOWS = 16
 """Copies for the candidate that are under way at most; beyond them requests are not compared."""
 
@@ -82,20 +86,21 @@ class Front:
         """A request to another model, by its name in the path."""
         name, slash, rest = scope["path"].removeprefix(MODELS).partition("/")
         path = f"/{rest}" if slash else "/v1/model"
+        identity = table.others.get(name)
+        read = scope["method"] in ("GET", "HEAD")
+        if identity and read and (path in _ALIKE or path == "/" or path.startswith(PAGE)):
+            await self.loaded.gateway({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+            return
         body = await body_of(receive)
         if body is None:
             return
-        identity = table.others.get(name)
-        if identity is None or not (path in _OF_OTHERS or path.startswith(PAGE)):
-            known = ", ".join(f"{MODELS}{each}/v1/classify" for each in sorted(table.others))
-            sentence = f"There is nothing at {scope['path'][:80]}; " + (
-                f"other models answer at {known}." if known else "this endpoint has no other models (serve.models)."
-            )
+        if identity is None or path not in _OF_OTHERS:
+            sentence = f"There is nothing at {scope['path'][:80]}; serve.models names the other models of an endpoint."
             reply = _problem(ProblemError(404, sentence), scope)
         else:
             try:
-                self._handed_on += 1
-                reply = await self._ask(identity, asked_of(scope, body, path))
+                self._handed_on += not read
+                reply = await asyncio.wait_for(self._ask(identity, asked_of(scope, body, path)), _OTHER_S)
                 _note(scope, identity)
             except Exception:  # whatever became of the other process, the client can only try again
                 _log.warning("%s does not answer", identity, exc_info=True)
@@ -113,7 +118,7 @@ class Front:
         on_trial = random.random() < candidate.share
         if on_trial:
             self._handed_on += 1
-            reply = await self._candidate(candidate.id, asked)
+            reply = await self._candidate(candidate.id, asked, _CANDIDATE_S)
             if reply is not None and reply.status == 200:
                 self.board.answered(table.revision, "candidate", started)
                 _note(scope, candidate.id)
@@ -122,8 +127,8 @@ class Front:
             started = time.perf_counter()
         answer = await self._stable(scope, body, receive, send)
         if on_trial:
-            # What neither can answer is the client's mistake, and no fault of the candidate.
-            if answer.status == 200:
+            # What neither can answer is the client's mistake, and too few replicas are no fault of the candidate.
+            if answer.status == 200 and not (reply is not None and reply.status == 429):
                 self.board.answered(table.revision, "candidate", started, failed=True)
             return
         self.board.answered(table.revision, "stable", started, failed=answer.status >= 500)
@@ -152,9 +157,9 @@ class Front:
         await self.loaded.gateway(scope, replay, copied)
         return Reply(status, (), b"".join(parts))
 
-    async def _candidate(self, identity: str, asked: Asked) -> Reply | None:
+    async def _candidate(self, identity: str, asked: Asked, seconds: float) -> Reply | None:
         try:
-            return await self._ask(identity, asked)
+            return await asyncio.wait_for(self._ask(identity, asked), seconds)
         except Exception:  # a rollout's gates count it, and the client gets the other version's answer
             _log.warning("the candidate %s does not answer", identity, exc_info=True)
             return None
@@ -162,8 +167,10 @@ class Front:
     async def _compare(self, table: Table, identity: str, asked: Asked, answer: bytes) -> None:
         """Asks the candidate what was answered already, and counts what both say."""
         started = time.perf_counter()
-        reply = await self._candidate(identity, asked)
+        reply = await self._candidate(identity, asked, _SHADOW_S)
         failed = reply is None or reply.status != 200
+        if reply is not None and reply.status == 429:
+            return
         self.board.answered(table.revision, "candidate", started, failed=failed)
         if reply is not None and reply.status == 200:
             ours, theirs = labels_of(answer), labels_of(reply.body)
@@ -197,6 +204,8 @@ class Front:
             try:
                 former, self.loaded = self.loaded, self._load(table)
                 former.close()
+                del former
+                free_dropped()
             except Exception as error:
                 _log.exception("%s cannot be loaded", table.served.name)
                 self._refusal = Report(

@@ -12,8 +12,11 @@ from serve.traffic import Tally
 
 Verdict = Literal["wait", "pass", "fail"]
 
-_Z = 1.96
-"""Of the interval (95%) outside of which a gate is shut before its step has all its requests."""
+_Z = 4.0
+"""Standard errors beyond its bound at which a gate is shut before its step has all its requests. Many, since it is
+looked at again and again."""
+_SURE_ERRORS, _SURE_COMPARED = 3, 50
+"""Errors and compared labels without which nothing is judged early."""
 _COMPARABLE = 20
 """Answers of each version that there must be to compare their times."""
 
@@ -78,12 +81,12 @@ def judge(plan: Plan, step: str, tally: Tally, seconds: float) -> tuple[Verdict,
     checks, sure = [], []
     share = candidate.errors / candidate.requests if candidate.requests else None
     checks.append(Check(name="errors", value=share, bound=plan.errors, passed=share is None or share <= plan.errors))
-    sure.append(interval(candidate.errors, candidate.requests)[0] > plan.errors)
+    sure.append(candidate.errors >= _SURE_ERRORS and interval(candidate.errors, candidate.requests)[0] > plan.errors)
     if step == "shadow":
         agreed = tally.agreed / tally.compared if tally.compared else None
         passed = agreed is None or agreed >= plan.agreement
         checks.append(Check(name="agreement", value=agreed, bound=plan.agreement, passed=passed))
-        sure.append(interval(tally.agreed, tally.compared)[1] < plan.agreement)
+        sure.append(tally.compared >= _SURE_COMPARED and interval(tally.agreed, tally.compared)[1] < plan.agreement)
         done = done and tally.compared > 0
     if min(stable.answered, candidate.answered) >= _COMPARABLE:
         bound = plan.latency_ratio * stable.quantile_ms(0.95) + plan.latency_slack_ms
@@ -134,7 +137,7 @@ class Replayed(Settings):
 
 
 def interval(count: int, of: int) -> tuple[float, float]:
-    """The interval (95%) of a share that was seen `count` times (Wilson 1927); 0 to 1 before anything was."""
+    """Where a share is, that was seen `count` times, by four standard errors (Wilson 1927); 0 to 1 at first."""
     if of == 0:
         return 0.0, 1.0
     share, z2 = count / of, _Z**2

@@ -26,7 +26,7 @@ from serve.explaining import Explanations, LoadExplainer, add_explain_route
 from serve.forwarding import SHADOW_HEADER
 from serve.metrics import ServeMetrics, merged
 from serve.openapi import body_of, problems_of
-from serve.problems import ProblemError, answer_problems
+from serve.problems import ProblemError, answer_problems, body_too_large
 from serve.requests import record_of
 from serve.sampling import Sampler
 from serve.schemas import ClassifyResponse, RequestShape, answers_as_json
@@ -126,6 +126,8 @@ def build_gateway(
             timeout_s = _timeout(request)
             with answerer.place(timeout_s):
                 body = record_of(request.scope).body = await request.body()
+                if len(body) > settings.max_body_bytes:  # It came another way than by `serve.limits`.
+                    raise ProblemError(413, body_too_large(settings.max_body_bytes))
                 response = await answer(body, timeout_s)
             status = response.status_code
         except ProblemError as error:
@@ -135,7 +137,8 @@ def build_gateway(
             status = 499  # the client has gone
             raise
         finally:
-            metrics.request(status, time.perf_counter() - started, explanation=explanation)
+            if _SHADOW not in request.headers:
+                metrics.request(status, time.perf_counter() - started, explanation=explanation)
         return response
 
     async def computed(request: Request, texts: list[str], pairs: list[str] | None, timeout_s: float | None) -> Outputs:

@@ -57,8 +57,9 @@ class ServedModel:
 
     @property
     def identity(self) -> str:
-        """`NAME:NUMBER` of a registered version; `NAME:FINGERPRINT` of another."""
-        return f"{self.name}:{self.card.get('registered', {}).get('number', self.version)}"
+        """`NAME:NUMBER` of a registered version, `NAME:FINGERPRINT` of another; of an ensemble, all of them with +."""
+        own = f"{self.name}:{self.card.get('registered', {}).get('number', self.version)}"
+        return "+".join([own, *(each.identity for each in self.members)])
 
     def as_json(self) -> dict[str, Any]:
         """All of it in JSON types, as `from_json` takes it."""

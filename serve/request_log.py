@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.access import MODELS, PAGE, STATIC, is_open, plain_path
+from serve.forwarding import SHADOW_HEADER
 from serve.guard import SETTINGS_VARIABLE
 from serve.logs import logger
 from serve.problems import ProblemError
@@ -32,6 +33,8 @@ _TITLES = {each.value: each.phrase for each in HTTPStatus} | {_LEFT: "Client Clo
 _REFUSED = frozenset({401, 403, 429})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"})
 _INFO, _WARNING, _ERROR = 20, 30, 40
+
+_OURS = (REQUEST_ID_HEADER, SHADOW_HEADER)
 
 _log = logger("errors")
 _lines = logger("requests")
@@ -84,6 +87,7 @@ class RequestLines:
             fields["client"] = record.client
         if record.model is not None:
             fields["model"], fields["version"] = record.model, record.version
+        if record.texts is not None:
             fields["texts"], fields["tokens"], fields["truncated"] = record.texts, record.tokens, record.truncated
         if record.queue_s is not None:
             fields["queue_milliseconds"] = round(record.queue_s * 1000, 2)
@@ -92,8 +96,9 @@ class RequestLines:
 
     def _path(self, path: str) -> str:
         if path.startswith(MODELS):
-            return f"{MODELS}*{self._path(plain_path(path))}"
-        if path in self._paths or is_open("", path):
+            path = plain_path(path)
+            return f"{MODELS}*{path if path in self._paths else ''}"
+        if path in self._paths or is_open("GET", path):
             return next((each for each in (STATIC, PAGE) if path.startswith(each)), path)
         return "(other)"
 
@@ -123,7 +128,7 @@ class RequestLog:
         record = new_record(scope)
         own = (REQUEST_ID_HEADER, record.id.encode("ascii"))
         # Ray, and whoever else comes after, takes the id from the header, and is not to see another one.
-        scope["headers"] = [*(each for each in scope["headers"] if each[0] != REQUEST_ID_HEADER), own]
+        scope["headers"] = [*(each for each in scope["headers"] if each[0] not in _OURS), own]
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

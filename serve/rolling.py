@@ -4,15 +4,17 @@ It runs in the process that serves (`shoal serve --model`), which calls `look` e
 are in the store (`cluster.rollouts`), so it goes on where it was, at the same step, when that process starts again.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cluster.registry import STABLE, Registry
 from cluster.rollouts import Check, Order, Rollouts, State, Status, Step
-from cluster.store import STORAGE_ERRORS, ClusterError
+from cluster.store import ClusterError
+from cluster.versions import UnreachableError
 from models.settings import InputError
 from serve.gates import Plan, Replayed, compare_evaluations, compare_replays, judge
 from serve.traffic import Candidate, Tally
@@ -20,14 +22,15 @@ from serve.traffic import Candidate, Tally
 CANDIDATE = "candidate"
 """The alias of what is being rolled out."""
 
-_TROUBLE = (InputError, ClusterError, *STORAGE_ERRORS)
+_REST_S = 30.0
+"""After an alias could not be moved."""
 
 
 class Endpoint(Protocol):
     """What a rollout does to an endpoint."""
 
-    def prepare(self, number: int) -> None:
-        """Gets a version ready to be asked; raises InputError or ClusterError if that cannot be."""
+    def prepare(self, number: int) -> str:
+        """Gets a version ready to be asked, and names it; raises InputError or ClusterError if that cannot be."""
 
     def turn(self, candidate: Candidate | None) -> None:
         """Lets a candidate have its part of the requests, from now on."""
@@ -58,21 +61,32 @@ class Rolling:
     """That is being carried out in this process."""
     _plan: Plan = field(default_factory=lambda: Plan(), init=False)
     _since: float = field(default=0.0, init=False)
-    _replay: "Future[Any] | None" = field(default=None, init=False)
+    _identity: str = field(default="", init=False)
+    """Of the candidate, once it is ready."""
+    _work: "Future[Any] | None" = field(default=None, init=False)
+    """What takes long, in a thread: this process has other things to look at."""
+    _ending: tuple[State, Status, str] | None = field(default=None, init=False)
+    """A verdict that could not be carried out wholly yet."""
+    _rests_until: float = field(default=0.0, init=False)
     _told: str = field(default="", init=False)
 
     def look(self) -> None:
-        """Does what is next."""
+        """Does what is next. Whatever goes wrong, the endpoint goes on."""
+        if self.clock() < self._rests_until:
+            return
         try:
             self._look()
-        except _TROUBLE as error:
-            sentence = f"the rollout of {self.name} waits: {' '.join(str(error).split())}"
+            self._told = ""
+        except Exception as error:
+            sentence = f"the rollout of {self.name} waits: {_sentence(error)}."
             if sentence != self._told:
                 self._told = sentence
                 self.tell(sentence)
 
     def _look(self) -> None:
         rollouts = Rollouts(self.registry, self.name)
+        if self._ending is not None:
+            self._finish(rollouts)
         order = rollouts.order()
         if order is None:
             return
@@ -80,10 +94,8 @@ class Rolling:
         if state is None or state.id != order.id:
             self._begin(rollouts, order)
         elif state.ended:
-            if order.command == "rollback" and state.status == "promoted":
+            if order.command == "rollback" and state.status == "promoted" and state.answered != order.asked:
                 self._back(rollouts, order, state)
-        elif self._order is None or self._order.id != order.id:
-            self._resume(rollouts, order, state)
         else:
             self._go_on(rollouts, order, state)
 
@@ -91,7 +103,7 @@ class Rolling:
         before = self.registry.number(self.name, STABLE)
         state = State(id=order.id, before=before, number=order.number, status="running")
         if order.command:
-            self._end(rollouts, state, "aborted", order.reason or "before it had begun")
+            self._end(rollouts, _answering(state, order), "aborted", order.reason or "before it had begun")
             return
         if before == order.number:
             self._end(rollouts, state, "aborted", f"{self.name}:{before} is {STABLE} already")
@@ -99,37 +111,50 @@ class Rolling:
         try:
             plan = Plan.model_validate(order.plan)
         except ValueError as error:
-            self._end(rollouts, state, "aborted", f"its plan is wrong: {' '.join(str(error).split())}")
+            self._end(rollouts, state, "aborted", f"its plan is wrong: {_sentence(error)}")
             return
         state = state.model_copy(update={"steps": tuple(Step(name=name) for name in plan.steps())})
         self.registry.set_alias(self.name, CANDIDATE, order.number, "rolled out")
-        self.tell(f"{self.name}:{order.number} is rolled out beside {self.name}:{before} ...")
-        self._resume(rollouts, order, state)
-
-    def _resume(self, rollouts: Rollouts, order: Order, state: State) -> None:
-        """Begins, or begins again, the step that it is at."""
-        self._plan = Plan.model_validate(order.plan)
         rollouts.tell(state)
-        try:
-            self.endpoint.prepare(order.number)
-        except (InputError, ClusterError) as error:
-            self._end(rollouts, state, "rolled back", f"it does not start: {' '.join(str(error).split())}")
-            return
-        self._order = order
-        self._enter(rollouts, state)
+        self.tell(f"{self.name}:{order.number} is rolled out beside {self.name}:{before} ...")
 
     def _go_on(self, rollouts: Rollouts, order: Order, state: State) -> None:
         stable = self.registry.number(self.name, STABLE)
         if stable not in (state.before, state.number):
             self._end(rollouts, state, "aborted", f"{STABLE} was moved to {self.name}:{stable} meanwhile")
         elif order.command in ("abort", "rollback"):
-            self._end(rollouts, state, "aborted", order.reason or "as told")
+            self._end(rollouts, _answering(state, order), "aborted", order.reason or "as told")
         elif order.command == "promote" or stable == state.number:
-            self._promote(rollouts, state, order.reason or "as told")
+            self._promote(rollouts, _answering(state, order), order.reason or "as told")
+        elif self._order is None or self._order.id != order.id:
+            self._prepare(rollouts, order, state)
         elif state.status == "running":
             self._step(rollouts, state)
         else:
             rollouts.tell(state)
+
+    def _prepare(self, rollouts: Rollouts, order: Order, state: State) -> None:
+        """Gets the candidate ready; then begins, or begins again, the step that it is at."""
+        try:
+            self._plan = Plan.model_validate(order.plan)
+        except ValueError as error:
+            self._end(rollouts, state, "aborted", f"its plan is wrong: {_sentence(error)}")
+            return
+        if self._work is None:
+            self._work = _in_thread(lambda: self.endpoint.prepare(order.number))
+        if not self._work.done():
+            rollouts.tell(state)
+            return
+        work, self._work = self._work, None
+        try:
+            self._identity = work.result()
+        except UnreachableError:
+            raise
+        except (InputError, ClusterError) as error:
+            self._end(rollouts, state, "rolled back", f"it does not start: {_sentence(error)}")
+            return
+        self._order = order
+        self._enter(rollouts, state)
 
     def _enter(self, rollouts: Rollouts, state: State) -> None:
         """Lets the step that is next begin; after the last one the candidate takes over."""
@@ -144,11 +169,10 @@ class Rolling:
                 )
             return
         step = state.steps[position]
-        identity = f"{self.name}:{state.number}"
         if step.name == "shadow":
-            self.endpoint.turn(Candidate(id=identity, shadow=True))
+            self.endpoint.turn(Candidate(id=self._identity, shadow=True))
         elif step.name.endswith("%"):
-            self.endpoint.turn(Candidate(id=identity, share=float(step.name[:-1]) / 100))
+            self.endpoint.turn(Candidate(id=self._identity, share=float(step.name[:-1]) / 100))
         self._since = self.clock()
         self._told = ""
         rollouts.tell(_with(state, position, Step(name=step.name, status="running")))
@@ -193,19 +217,18 @@ class Rolling:
         return ("pass" if all(check.passed for check in checks) else "fail"), checks
 
     def _replayed(self, state: State) -> tuple[Any, list[Check], int, str]:
-        """The replay goes on in a thread, for this process has other things to look at."""
-        if self._replay is None:
-            thread = ThreadPoolExecutor(1, "replay")
+        if self._work is None:
             numbers = (state.before, state.number)
-            self._replay = thread.submit(lambda: [self.endpoint.replay(number, self._plan) for number in numbers])
-            thread.shutdown(wait=False)
-        if not self._replay.done():
+            self._work = _in_thread(lambda: [self.endpoint.replay(number, self._plan) for number in numbers])
+        if not self._work.done():
             return "wait", [], 0, ""
-        replay, self._replay = self._replay, None
+        work, self._work = self._work, None
         try:
-            before, after = replay.result()
+            before, after = work.result()
+        except UnreachableError:
+            raise
         except (InputError, ClusterError) as error:
-            return "fail", [], 0, " ".join(str(error).split())
+            return "fail", [], 0, _sentence(error)
         checks = compare_replays(self._plan, before, after)
         rows = max((each.rows for each in after), default=0)
         return ("pass" if all(check.passed for check in checks) else "fail"), checks, rows, ""
@@ -213,28 +236,80 @@ class Rolling:
     def _promote(self, rollouts: Rollouts, state: State, reason: str) -> None:
         try:
             self.endpoint.replace(state.number)
+        except UnreachableError:
+            raise
         except (InputError, ClusterError) as error:
-            self._end(rollouts, state, "rolled back", f"it cannot take over: {' '.join(str(error).split())}")
+            self._end(rollouts, state, "rolled back", f"it cannot take over: {_sentence(error)}")
             return
-        self.registry.set_alias(self.name, STABLE, state.number, f"rolled out: {reason}")
+        self._point(state.number, state.before, f"rolled out: {reason}")
         self._end(rollouts, state, "promoted", reason)
 
     def _back(self, rollouts: Rollouts, order: Order, state: State) -> None:
         """Undoes a rollout that had come to its end."""
         reason = order.reason or "as told"
-        self.endpoint.replace(state.before)
-        self.registry.set_alias(self.name, STABLE, state.before, f"rolled back: {reason}")
-        self._end(rollouts, state, "rolled back", reason)
+        stable = self.registry.number(self.name, STABLE)
+        if stable != state.number:
+            self._end(
+                rollouts, _answering(state, order), "promoted", f"not undone: {STABLE} is {self.name}:{stable} now"
+            )
+            return
+        try:
+            self.endpoint.replace(state.before)
+        except UnreachableError:
+            raise
+        except (InputError, ClusterError) as error:
+            self._end(rollouts, _answering(state, order), "promoted", f"it cannot be undone: {_sentence(error)}")
+            return
+        self._point(state.before, state.number, f"rolled back: {reason}")
+        self._end(rollouts, _answering(state, order), "rolled back", reason)
+
+    def _point(self, number: int, before: int, reason: str) -> None:
+        """Moves the alias to what answers already; where it cannot be moved, what it points at answers again."""
+        try:
+            self.registry.set_alias(self.name, STABLE, number, reason)
+        except Exception:
+            self._rests_until = self.clock() + _REST_S
+            self.endpoint.replace(before)
+            raise
 
     def _end(self, rollouts: Rollouts, state: State, status: Status, reason: str) -> None:
+        self._ending = state, status, reason
+        self._finish(rollouts)
+
+    def _finish(self, rollouts: Rollouts) -> None:
+        """Carries out a verdict; what fails on the way is tried again, for the verdict is kept."""
+        assert self._ending is not None
+        state, status, reason = self._ending
         self.endpoint.turn(None)
+        rollouts.tell(state.model_copy(update={"status": status, "reason": reason}))
         self.endpoint.clear()
         if self.registry.aliases(self.name).aliases.get(CANDIDATE) == state.number:
             self.registry.remove_alias(self.name, CANDIDATE, f"{status}: {reason}")
-        rollouts.tell(state.model_copy(update={"status": status, "reason": reason}))
-        self._order = self._replay = None
+        self._ending = self._order = self._work = None
         what = "has taken over" if status == "promoted" else f"was {status}"
         self.tell(f"{self.name}:{state.number} {what}: {reason}.")
+
+
+def _in_thread(work: Callable[[], Any]) -> "Future[Any]":
+    """Begins it in a thread that does not keep the process from ending."""
+    future: Future[Any] = Future()
+
+    def carry_out() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=carry_out, name="rollout", daemon=True).start()
+    return future
+
+
+def _answering(state: State, order: Order) -> State:
+    return state.model_copy(update={"answered": order.asked})
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _position(state: State) -> int | None:

@@ -19,8 +19,8 @@ from serve.model import ServedModel
 LOOK_S = 0.5
 """How often a replica looks at the table."""
 
-BOUNDS_MS = tuple(1.25**power for power in range(60))
-"""Upper bounds of the bins that latencies are counted in: to a quarter exactly, from 1 ms to nine minutes."""
+BOUNDS_MS = tuple(1.05**power for power in range(240))
+"""Upper bounds of the bins that latencies are counted in: to a twentieth exactly, from 1 ms to two minutes."""
 
 Arm = Literal["stable", "candidate"]
 
@@ -83,7 +83,7 @@ class Counts(_Told):
         return self.requests - self.errors
 
     def quantile_ms(self, share: float) -> float:
-        """The time within which such a share was answered, to a quarter exactly; 0 before the first answer."""
+        """The time within which such a share was answered, to a twentieth exactly; 0 before the first answer."""
         wanted, seen = share * sum(self.milliseconds), 0
         for bound, count in zip((*BOUNDS_MS, float("inf")), self.milliseconds, strict=True):
             seen += count
@@ -161,9 +161,10 @@ class Reports:
         self._exchange.publish(report.model_dump_json())
 
 
-def reports(lifetime_s: float = LIFETIME_S) -> list[Report]:
-    """Of the replicas that have told one in the last `lifetime_s`; while it loads a version a replica tells none."""
-    return [Report.model_validate_json(page) for page in latest(f"{_NAMESPACE}-reports", lifetime_s).values()]
+def reports(lifetime_s: float = LIFETIME_S) -> dict[str, Report]:
+    """By replica, what it has told in the last `lifetime_s`; while it loads a version a replica tells nothing."""
+    pages = latest(f"{_NAMESPACE}-reports", lifetime_s)
+    return {replica: Report.model_validate_json(page) for replica, page in pages.items()}
 
 
 def summed(told: Iterable[Report], revision: int) -> Tally:

@@ -1,5 +1,6 @@
 """Turning an endpoint from one table of who answers what to another, with all its replicas."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -25,7 +26,7 @@ def next_table(**changes: Any) -> Table:
 
 
 def turn(**changes: Any) -> Table:
-    """Turns all replicas to the next table, and gives it; where one cannot follow, all stay with the former.
+    """Turns all replicas to the next table, and gives it; where one cannot follow, all go back to the former.
 
     Raises:
         ClusterError: a replica cannot do what is asked, or they take too long.
@@ -35,7 +36,10 @@ def turn(**changes: Any) -> Table:
     try:
         await_replicas(table)
     except ClusterError:
-        write_table(before.model_copy(update={"revision": table.revision + 1}))
+        back = before.model_copy(update={"revision": table.revision + 1})
+        write_table(back)
+        with contextlib.suppress(ClusterError):
+            await_replicas(back)
         raise
     return table
 
@@ -48,7 +52,7 @@ def await_replicas(table: Table) -> None:
     """
     until = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < until:
-        told = reports(_FRESH_S)
+        told = reports(_FRESH_S).values()
         for each in told:
             if each.refused == table.revision:
                 raise ClusterError(each.trouble)

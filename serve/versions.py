@@ -6,6 +6,8 @@ and those of a rollout's candidate. Each version answers by a gateway of its own
 
 import asyncio
 import json
+import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,11 +15,12 @@ from ray import serve as ray_serve
 
 from serve.exchange import Exchange, MetricsExchange
 from serve.forwarding import Asked, Reply, reply_of
-from serve.loaded import Loaded
+from serve.loaded import Loaded, free_dropped
 from serve.logs import log_into_replica_file
 from serve.metrics import merged
 from serve.model import ServedModel
 from serve.request_log import RequestLines, RequestLog
+from serve.scaling import BUSY, QUEUED, REFUSED, REQUESTS, SPEED
 from serve.settings import ServeSettings
 
 VERSIONS = "shoal-versions"
@@ -37,6 +40,24 @@ def _published(identity: str) -> ServedModel:
     return ServedModel.from_json(json.loads(text))
 
 
+class _Held:
+    """A place in Ray's cache of versions. Ray calls `__del__` when it needs the place, and Python may again."""
+
+    def __init__(self, forget: Callable[[], None]) -> None:
+        self._forget: Callable[[], None] | None = forget
+
+    def __del__(self) -> None:
+        forget, self._forget = self._forget, None
+        if forget is not None:
+            forget()
+
+
+def _let_go(loaded: Loaded) -> None:
+    loaded.close()
+    del loaded
+    free_dropped()
+
+
 def versions_deployment(settings: ServeSettings) -> Any:
     """The deployment, whose replicas hold `serve.models_per_replica` versions each."""
 
@@ -45,7 +66,8 @@ def versions_deployment(settings: ServeSettings) -> Any:
         """One replica."""
 
         def __init__(self, settings: ServeSettings) -> None:
-            self._settings = settings
+            # How many replicas there are to be is told by those with an HTTP face.
+            self._settings = settings.model_copy(update={"min_replicas": 0})
             self._replica = ray_serve.get_replica_context().replica_id.unique_id
             self._loaded: dict[str, Loaded] = {}
             log_into_replica_file()
@@ -54,31 +76,37 @@ def versions_deployment(settings: ServeSettings) -> Any:
         @ray_serve.multiplexed(  # type: ignore[untyped-decorator]
             max_num_models_per_replica=settings.models_per_replica
         )
-        async def version(self, identity: str) -> Loaded:
-            """A version, ready to answer."""
+        async def version(self, identity: str) -> "_Held":
+            """Has a version ready to answer."""
             model = await asyncio.to_thread(_published, identity)
-            loaded = await asyncio.to_thread(partial(Loaded, model, self._settings, self._replica))
-            kept = list(self._loaded.items())
-            for _, each in kept[settings.models_per_replica - 1 :]:
-                await asyncio.to_thread(each.close)
-            self._loaded = {identity: loaded, **dict(kept[: settings.models_per_replica - 1])}
-            return loaded
+            replica = f"{self._replica}/{identity}"
+            loaded = self._loaded[identity] = await asyncio.to_thread(Loaded, model, self._settings, replica)
+            return _Held(partial(self._forget, identity, loaded))
+
+        def _forget(self, identity: str, loaded: Loaded) -> None:
+            """Lets a version go; requests under way hold it until they are answered."""
+            if self._loaded.get(identity) is loaded:
+                del self._loaded[identity]
+            threading.Thread(target=_let_go, args=(loaded,), name="forget", daemon=True).start()
 
         async def respond(self, asked: Asked) -> Reply:
             """What the version that the request was marked with answers."""
-            loaded = await self.version(ray_serve.get_multiplexed_model_id())
-            lines = RequestLines(self._settings.log_requests)
-            loaded.describe(lines)
-            return await reply_of(RequestLog(loaded.gateway, lines), asked)
+            identity = ray_serve.get_multiplexed_model_id()
+            await self.version(identity)
+            # The line of the request is written where it came in; this one is for what must not reach Ray's log.
+            return await reply_of(RequestLog(self._loaded[identity].gateway, RequestLines("none")), asked)
 
         def __del__(self) -> None:
             """Ray calls it at the replica's end."""
-            for each in self._loaded.values():
+            for each in list(self._loaded.values()):
                 each.close()
 
         async def record_autoscaling_stats(self) -> dict[str, float]:
             """What autoscaling goes by; Ray asks for it every moment."""
             told = [each.load() for each in list(self._loaded.values())]
-            return {name: sum(each[name] for each in told) for name in (told[0] if told else {})}
+            found = {name: sum(each[name] for each in told) for name in (QUEUED, BUSY, REFUSED, REQUESTS)}
+            computed = sum(each[SPEED] * each[BUSY] for each in told)
+            fastest = max((each[SPEED] for each in told), default=0.0)
+            return {**found, SPEED: computed / found[BUSY] if found[BUSY] else fastest}
 
     return Versions

@@ -9,16 +9,18 @@ const EVERY_S = 3;
 const SPANS = 5;
 
 let watching = false;
+let model = "";
 /** Counts the beginnings: what an earlier one still reads is no longer wanted. */
 let run = 0;
 let timer = 0;
 let last = null;
 let spans = [];
 
-/** Begins to read, or begins anew. */
-export function watch() {
+/** Begins to read of the model of that name, or begins anew. */
+export function watch(name = model) {
   unwatch();
   watching = true;
+  model = name;
   [last, spans] = [null, []];
   read(run);
 }
@@ -41,7 +43,7 @@ async function read(mine) {
   try {
     const page = await ask("metrics", { plain: true, seconds: 10 });
     if (mine !== run) return;
-    const now = reading(page, performance.now() / 1000);
+    const now = reading(page, performance.now() / 1000, model);
     if (last) spans = [...spans, between(last, now)].slice(-SPANS);
     last = now;
     byId("live-problem").textContent = "";

@@ -31,9 +31,9 @@ function sample(line) {
 const replicaOf = ({ labels }) => JSON.stringify(["model", "version", "replica"].map((name) => labels.get(name)));
 const seriesOf = ({ name, labels }) => JSON.stringify([name, ...labels]);
 
-/** A page as it was at some time, in seconds. */
-export function reading(page, at) {
-  const samples = parse(page);
+/** What a page said at some time, in seconds, of one model: other models of the endpoint are on it too. */
+export function reading(page, at, model) {
+  const samples = parse(page).filter(({ labels }) => (labels.get("model") ?? model) === model);
   return {
     at,
     samples,

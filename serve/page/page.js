@@ -37,7 +37,7 @@ async function open() {
   byId("forget").hidden = !key.get();
   byId("key-form").hidden = true;
   byId("desk").hidden = false;
-  watch();
+  watch(model.name);
 }
 
 function demandKey(sentence = "") {

@@ -1,5 +1,7 @@
 """The gates of a rollout: what is enough, what is too little, and what is judged early."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,11 +41,22 @@ def test_errors_and_slowness_shut_the_gate() -> None:
 
 def test_what_is_sure_is_judged_early() -> None:
     assert judge(PLAN, "10%", Tally(candidate=counts(8, errors=8)), 0.1)[0] == "fail"
-    assert judge(PLAN, "10%", Tally(candidate=counts(8, errors=1)), 0.1)[0] == "fail"
-    assert judge(Plan(errors=0.1), "10%", Tally(candidate=counts(8, errors=1)), 0.1)[0] == "wait"
-    other = Tally(candidate=counts(30), compared=30, agreed=15)
+    assert judge(PLAN, "10%", Tally(candidate=counts(8, errors=2)), 0.1)[0] == "wait"
+    other = Tally(candidate=counts(60), compared=60, agreed=30)
     assert judge(PLAN, "shadow", other, 0.1)[0] == "fail"
-    assert judge(PLAN, "shadow", Tally(candidate=counts(30), compared=30, agreed=27), 0.1)[0] == "wait"
+    assert judge(PLAN, "shadow", Tally(candidate=counts(60), compared=60, agreed=48), 0.1)[0] == "wait"
+    assert judge(PLAN, "shadow", Tally(candidate=counts(30), compared=30, agreed=0), 0.1)[0] == "wait"
+
+
+def test_a_good_candidate_is_seldom_judged_early() -> None:
+    draw, failed = random.Random(1), 0
+    for _ in range(200):
+        errors = 0
+        for requests in range(1, 200):
+            errors += draw.random() < 0.005
+            tally = Tally(candidate=Counts(requests=requests, errors=errors))
+            failed += judge(Plan(), "10%", tally, 0.1)[0] == "fail"
+    assert failed == 0
 
 
 def test_a_shadow_must_agree() -> None:
@@ -65,13 +78,13 @@ def test_an_interval_holds_its_share_and_narrows(count: int, more: int) -> None:
 
 
 @given(st.lists(st.floats(0.001, 1e5), min_size=1, max_size=50), st.floats(0.01, 1))
-def test_quantiles_are_right_to_a_quarter(milliseconds: list[float], share: float) -> None:
+def test_quantiles_are_right_to_a_twentieth(milliseconds: list[float], share: float) -> None:
     found = Counts()
     for each in milliseconds:
         found.add(each / 1000)
     exact = float(np.quantile(milliseconds, share, method="inverted_cdf"))
     assert exact <= found.quantile_ms(share) * (1 + 1e-9)
-    assert found.quantile_ms(share) <= max(exact * 1.25 * (1 + 1e-9), BOUNDS_MS[0])
+    assert found.quantile_ms(share) <= max(exact * 1.05 * (1 + 1e-9), BOUNDS_MS[0])
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), max_size=4))

@@ -256,7 +256,8 @@ def test_a_request_takes_its_place_before_its_texts_are_read_and_gives_it_up(eng
                 assert gate.wait(10)
             return engine.encode(texts, pairs)
 
-    gateway = build_gateway(SlowReader(), SETTINGS, name="small", version="f00d")  # type: ignore[arg-type]
+    settings = SETTINGS.model_copy(update={"max_body_bytes": 1_000_000})
+    gateway = build_gateway(SlowReader(), settings, name="small", version="f00d")  # type: ignore[arg-type]
 
     async def ask(texts: list[str]) -> int:
         transport = httpx.ASGITransport(gateway)

@@ -1,8 +1,11 @@
 """The course of a rollout, with an endpoint that stands for Ray: tests/serve/test_rollout_app.py has the real one."""
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -37,10 +40,11 @@ class Endpoint:
     dead: tuple[int, ...] = ()
     macro_f1: dict[int, float] = field(default_factory=lambda: {1: 0.8, 2: 0.8})
 
-    def prepare(self, number: int) -> None:
+    def prepare(self, number: int) -> str:
         if number in self.dead:
             raise ClusterError("no memory.")
         self.prepared.append(number)
+        return f"small:{number}"
 
     def turn(self, candidate: Candidate | None) -> None:
         self.turned.append(candidate)
@@ -97,6 +101,8 @@ class Course:
     def looks(self, until: Callable[[], bool], most: int = 60) -> None:
         for _ in range(most):
             self.rolling.look()
+            if self.rolling._work is not None:
+                wait([self.rolling._work])
             self.now += 1
             if until():
                 return
@@ -217,7 +223,7 @@ def test_a_version_that_does_not_start_changes_nothing(course: Course) -> None:
     course.endpoint.dead = (2,)
     ask(course)
     course.looks(course.ended)
-    assert (course.state().status, course.state().reason) == ("rolled back", "it does not start: no memory.")
+    assert (course.state().status, course.state().reason) == ("rolled back", "it does not start: no memory")
     assert course.registry.aliases("small").aliases == {"stable": 1}
 
 
@@ -227,7 +233,7 @@ def test_a_version_that_cannot_take_over_changes_nothing(course: Course) -> None
     course.looks(lambda: course.state().steps[3].status == "running")
     course.endpoint.dead = (2,)
     course.looks(course.ended)
-    assert (course.state().status, course.state().reason) == ("rolled back", "it cannot take over: no memory.")
+    assert (course.state().status, course.state().reason) == ("rolled back", "it cannot take over: no memory")
     assert course.registry.aliases("small").aliases == {"stable": 1}
 
 
@@ -244,3 +250,66 @@ def test_the_stable_version_is_not_rolled_out(course: Course) -> None:
     course.rollouts.ask(1, {})
     course.looks(course.ended)
     assert (course.state().status, course.state().reason) == ("aborted", "small:1 is stable already")
+
+
+def test_a_verdict_outlasts_a_store_that_is_away(course: Course) -> None:
+    course.endpoint.found = Tally(stable=answers(50), candidate=answers(50), compared=50, agreed=20)
+    ask(course)
+    course.looks(lambda: course.state().steps[1].status == "running")
+    with mock.patch("cluster.rollouts.write_whole", side_effect=OSError("away")):
+        for _ in range(8):
+            course.rolling.look()
+            course.now += 1
+    assert course.told[-1].startswith("the rollout of small waits: ")
+    course.looks(course.ended)
+    assert course.state().reason == "at shadow: agreement is 0.4, and 0.9 is demanded"
+    assert course.endpoint.turned[-1] is None
+
+
+def test_an_alias_that_cannot_be_moved_leaves_the_former_version_answering(course: Course) -> None:
+    course.endpoint.found = GOOD
+    ask(course)
+    course.looks(lambda: course.state().steps[3].status == "running")
+    with mock.patch.object(Registry, "set_alias", side_effect=ClusterError("read only.")):
+        for _ in range(20):
+            course.rolling.look()
+            course.now += 1
+    assert course.endpoint.served == 1
+    course.now += 30
+    course.looks(course.ended)
+    assert (course.state().status, course.endpoint.served) == ("promoted", 2)
+
+
+def test_what_cannot_be_undone_is_said_once(course: Course) -> None:
+    course.endpoint.found = GOOD
+    ask(course)
+    course.looks(course.ended)
+    course.endpoint.dead = (1,)
+    order = course.rollouts.command("rollback", "")
+    course.looks(lambda: course.state().answered == order.asked)
+    assert (course.state().status, course.state().reason) == ("promoted", "it cannot be undone: no memory")
+    course.endpoint.dead = ()
+    for _ in range(3):
+        course.rolling.look()
+    assert course.endpoint.served == 2, "an order that was answered is not carried out later"
+    course.rollouts.command("rollback", "again")
+    course.looks(lambda: course.state().status == "rolled back")
+
+
+def test_an_abort_does_not_wait_for_the_candidate_to_start(course: Course) -> None:
+    begun, let = threading.Event(), threading.Event()
+
+    def prepare(number: int) -> str:
+        begun.set()
+        let.wait(10)
+        return ""
+
+    with mock.patch.object(course.endpoint, "prepare", prepare):
+        ask(course)
+        course.rolling.look()
+        course.rolling.look()
+        assert begun.wait(10)
+        course.rollouts.command("abort", "too slow")
+        course.rolling.look()
+        let.set()
+    assert (course.state().status, course.state().reason) == ("aborted", "too slow")

@@ -85,7 +85,7 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
 def tally() -> Tally:
     table = read_table()
     assert table is not None
-    return summed(reports(), table.revision)
+    return summed(reports().values(), table.revision)
 
 
 def test_another_version_takes_over_between_two_requests(url: str, models: dict[int, ServedModel]) -> None:
@@ -113,7 +113,8 @@ def test_other_models_answer_at_their_paths(url: str) -> None:
     assert httpx.post(f"{url}/models/second/v1/classify", json={"texts": []}).status_code == 422
     missing = httpx.post(f"{url}/models/fourth/v1/classify", json={"texts": CORPUS})
     assert missing.status_code == 404
-    assert "other models answer at /models/second/v1/classify" in missing.json()["detail"]
+    assert "serve.models names the other models" in missing.json()["detail"]
+    assert httpx.get(f"{url}/models/second/healthz").json() == {"status": "ok"}
     assert httpx.get(f"{url}/models/second/metrics").status_code == 404
 
 

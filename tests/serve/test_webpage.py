@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import shutil
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -487,7 +488,8 @@ def test_rates_and_quantiles(url: str, opened: Callable[..., Page]) -> None:
             lines += [
                 f'shoal_request_seconds_bucket{{{own},le="{b}"}} {n}' for b, n in zip(bounds, buckets, strict=True)
             ]
-        return "\n".join(lines)
+        others = 'shoal_requests_total{model="other",version="v",replica="a",status="200"}'
+        return "\n".join([*lines, f"{others} {time.perf_counter()}"])
 
     page = opened(url)
     readings = [
@@ -495,7 +497,8 @@ def test_rates_and_quantiles(url: str, opened: Callable[..., Page]) -> None:
         scrape(a=(20, 4, (15, 20, 20)), new=(1000, 0, (1000, 1000, 1000))),  # What was before counts for nothing.
         scrape(a=(3, 1, (0, 3, 3)), new=(1002, 0, (1000, 1000, 1002))),  # `a` began anew.
     ]
-    joined = "m.together([1, 2].map(i => m.between(m.reading(given[i - 1], 3 * i - 3), m.reading(given[i], 3 * i))))"
+    joined = "m.together([1, 2].map(i => m.between(read(i - 1), read(i))))"
+    joined = f"(read => {joined})(i => m.reading(given[i], 3 * i, 'm'))"
     found = evaluated(
         page, f"(all => [all.seconds, all.requests, all.unanswered, [...all.buckets]])({joined})", *readings
     )
@@ -515,7 +518,7 @@ def test_rates_and_quantiles(url: str, opened: Callable[..., Page]) -> None:
     for kind in ("psi", "psi_noise"):
         lines += [f'shoal_drift_{kind}{{replica="{r}",signal="length",column=""}} {v}' for r, v in psi.items()]
     mean = float(np.average(list(psi.values()), weights=list(texts.values())))
-    found = evaluated(page, "m.state(m.reading(given[0], 0))", "\n".join(lines))
+    found = evaluated(page, "m.state(m.reading(given[0], 0, 'm'))", "\n".join(lines))
     assert found["texts"] == 400
     assert found["drift"] == [
         {"signal": "length", "column": "", "psi": pytest.approx(mean), "noise": pytest.approx(mean)}
