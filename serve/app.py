@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ray._private.state import available_resources_per_node
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ControllerOptions, HTTPOptions
 from ray.serve.deployment import Application
-from ray.serve.schema import LoggingConfig
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 from upath import UPath
 
 from cluster.connect import is_own, room_for
@@ -40,6 +41,9 @@ _NAMESPACE, _ADDRESS = "shoal-endpoint", b"address"
 
 _SURGE_PERCENT = 20
 """Replicas of a new version that start before old ones of the former stop: one to every five, one at least."""
+
+_ROOM_S = 600.0
+"""Seconds that a replica for other versions has to start, a new node included."""
 
 _PROXY = {
     # A request that was in the hands of a replica that died is given to another one: classifying changes nothing,
@@ -118,8 +122,24 @@ def start_versions(settings: ServeSettings, store: UPath | None = None) -> None:
     Raises:
         ClusterError: they do not start.
     """
-    if not running_replicas(VERSIONS):
-        _run(_versions(with_names(settings), store), VERSIONS, None)
+    if running_replicas(VERSIONS):
+        return
+    # Not to wait for ever: on a full cluster there may never be room.
+    ray_serve.api._run(_versions(with_names(settings), store), _blocking=False, name=VERSIONS, route_prefix=None)
+    until = time.monotonic() + _ROOM_S
+    while not running_replicas(VERSIONS):
+        application = ray_serve.status().applications.get(VERSIONS)
+        if application is None or application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise ClusterError(
+                f"replicas for other versions do not start: {_reason(VERSIONS) or 'they were taken away'}"
+            )
+        if time.monotonic() > until:
+            stop_versions()
+            raise ClusterError(
+                f"a replica for other versions found no room within {_ROOM_S:g} s: it needs {settings.cpus:g} CPUs and "
+                f"{settings.gpus:g} GPUs beside the endpoint's replicas; lower serve.max_replicas, or add a node."
+            )
+        time.sleep(0.5)
 
 
 def stop_versions() -> None:

@@ -143,6 +143,10 @@ class Rolling:
         if self._work is None:
             self._work = _in_thread(lambda: self.endpoint.prepare(order.number))
         if not self._work.done():
+            position = _position(state)
+            if position is not None:
+                step = state.steps[position].model_copy(update={"note": "the version is being loaded"})
+                state = _with(state, position, step)
             rollouts.tell(state)
             return
         work, self._work = self._work, None

@@ -110,7 +110,14 @@ def served(place: Path, tmp_path: Path) -> Iterator[str]:
     port = free_port()
     environment = {**os.environ, "SHOAL_LOGS": str(tmp_path / "logs")}
     environment.pop("RAY_ADDRESS", None)
-    settings = [f"serve.port={port}", "serve.cpus=0.5", "serve.engine=torch", "serve.precision=fp32", "serve.drain_s=1"]
+    settings = [
+        f"serve.port={port}",
+        "serve.cpus=0.5",
+        "serve.max_replicas=2",
+        "serve.engine=torch",
+        "serve.precision=fp32",
+        "serve.drain_s=1",
+    ]
     with subprocess.Popen(
         [sys.executable, "-m", "shoal", "serve", "--model", "small", "--store", str(place), *settings],
         env=environment,
@@ -142,7 +149,7 @@ def test_a_version_is_rolled_out_and_back_while_clients_ask(served: str, place: 
         done = shoal("small", "2", *gates)
         assert done.returncode == 0, " ".join(done.stdout.split()) + done.stderr
         assert "small:1 -> small:2: promoted (all gates passed)" in done.stdout
-        assert registry.aliases("small").aliases == {"stable": 2}
+        until(lambda: registry.aliases("small").aliases == {"stable": 2})
         until(lambda: set(asking.versions[-5:]) == {OTHER["finetune"]})
         back = shoal("rollback", "small", "--reason", "complaints")
         assert "small:1 -> small:2: rolled back (complaints)" in back.stdout, (back.stdout, back.stderr)
