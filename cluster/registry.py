@@ -19,7 +19,7 @@ from typing import TypeVar
 from upath import UPath
 
 from cluster.claim import claimed
-from cluster.store import STORAGE_ERRORS, Store, is_local, telling_storage_errors, write_new, write_whole
+from cluster.store import STORAGE_ERRORS, Store, is_local, sentence_of, telling_storage_errors, write_new, write_whole
 from cluster.versions import (
     Aliases,
     Change,
@@ -239,9 +239,7 @@ def read_document(path: UPath, kind: type[Found]) -> Found | None:
 
 
 def _unreadable(path: UPath, error: BaseException) -> UnreachableError:
-    return UnreachableError(
-        f"{path} cannot be read: {' '.join(str(error).split()).rstrip('.') or type(error).__name__}."
-    )
+    return UnreachableError(f"{path} cannot be read: {sentence_of(error)}.")
 
 
 def text_of(document: Document) -> str:

@@ -221,6 +221,11 @@ def local_copy(source: UPath) -> Iterator[Path]:
         yield Path(folder)
 
 
+def sentence_of(error: BaseException) -> str:
+    """What an error says, on one line and without its full stop."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 @contextlib.contextmanager
 def telling_storage_errors(what: str, setting: str = "store=PATH") -> Iterator[None]:
     """Turns a full disk, a missing permission or an unreachable bucket into one sentence about `what`.

@@ -7,7 +7,7 @@ from upath import UPath
 
 from cluster.digests import digest, digests
 from cluster.registry import Registry
-from cluster.store import STORAGE_ERRORS, Artifact, ClusterError, Store
+from cluster.store import STORAGE_ERRORS, Artifact, ClusterError, Store, sentence_of
 from cluster.versions import Ancestor, Content, Version
 from models.onnx_engine import NOTES
 from pipelines.export import ONNX
@@ -53,7 +53,7 @@ def content_of(store: Store, artifacts: Mapping[str, Artifact], recipe: str = ""
         sha256 = {_inside(store, each / name): sha for each in folders for name, sha in digests(each).items()}
         sha256 |= {_inside(store, evaluated / name): digest(evaluated / name) for name in EVALUATED}
     except STORAGE_ERRORS as error:
-        raise ClusterError(f"an artifact cannot be read: {' '.join(str(error).split()).rstrip('.')}.") from error
+        raise ClusterError(f"an artifact cannot be read: {sentence_of(error)}.") from error
     return Content(
         artifacts={name: artifact.record.fingerprint for name, artifact in parts.items()},
         torch=_inside(store, model),

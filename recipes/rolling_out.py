@@ -19,7 +19,7 @@ from serve.app import start_versions, stop_versions
 from serve.forwarding import Asked, Reply
 from serve.gates import Plan, Replayed
 from serve.model import ServedModel
-from serve.registered import ensemble, served_model
+from serve.registered import answering_model
 from serve.settings import ServeSettings
 from serve.traffic import Candidate, Report, Tally, read_table, reports, summed
 from serve.turning import turn
@@ -93,8 +93,7 @@ class LiveEndpoint:
     def _model(self, number: int) -> ServedModel:
         if number not in self._models:
             version = self.registry.version(self.name, number)
-            model = served_model(version, self.registry.store, self.settings)
-            self._models[number] = ensemble(model, self.registry, self.settings)
+            self._models[number] = answering_model(version, self.registry, self.settings)
             publish_version(self._models[number])
         return self._models[number]
 

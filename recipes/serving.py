@@ -19,7 +19,7 @@ from serve.app import serve_model, stop, turn_others
 from serve.following import Follower
 from serve.model import ServedModel
 from serve.others import Others
-from serve.registered import ensemble, served_model
+from serve.registered import answering_model
 from serve.rolling import Rolling
 from serve.settings import ServeSettings
 from serve.turning import turn
@@ -41,7 +41,7 @@ def serve_recipe(recipe: Path, overrides: Sequence[str] | None, asked: Sequence[
         registry = Registry(store, tell)
         version, new = register(registry, loaded.name, artifacts, recipe=loaded.name)
         others = Others(registry, loaded.serve)
-        model = ensemble(served_model(version, store, loaded.serve), registry, loaded.serve)
+        model = answering_model(version, registry, loaded.serve)
         url = serve_model(loaded.serve, model, store=store.root, others=others.served())
         try:
             tell(f"{registered_sentence(version, new=new)} {_made_stable(registry, version.name, version.number)}")
@@ -79,7 +79,7 @@ def serve_registered(reference: str, store_url: str, overrides: Sequence[str], a
     settings = load_serve_settings(overrides)
     registry = Registry(existing_store(durable(store_url)))
     version = registry.version(name, registry.number(name, alias))
-    model = ensemble(served_model(version, registry.store, settings), registry, settings)
+    model = answering_model(version, registry, settings)
     key = key_to_ask_with(settings) if asked else None
     others = Others(registry, settings)
     with working(store_url, watched=not asked) as terminal:
@@ -134,14 +134,14 @@ def following(
     name = version.name
 
     def found(number: int) -> ServedModel:
-        model = ensemble(served_model(registry.version(name, number), registry.store, settings), registry, settings)
+        model = answering_model(registry.version(name, number), registry, settings)
         model.check(settings)
         model.verify(settings)
         return model
 
     return Follower(
         number=version.number,
-        model=ensemble(served_model(version, registry.store, settings), registry, settings),
+        model=answering_model(version, registry, settings),
         pointed=lambda: registry.number(name, alias),
         found=found,
         serve=serve,

@@ -6,7 +6,7 @@ What is asked is a number in a small file, every few seconds; all else happens o
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cluster.store import STORAGE_ERRORS, ClusterError
+from cluster.store import STORAGE_ERRORS, ClusterError, sentence_of
 from models.settings import InputError
 from serve.model import ServedModel
 
@@ -43,7 +43,7 @@ class Follower:
             self._follow(self.pointed())
         except (ClusterError, *STORAGE_ERRORS) as error:
             serving = "" if self._down else f"; {self._name(self.number)} keeps serving"
-            self._tell_once(f"{_sentence(error)}{serving}.")
+            self._tell_once(f"{sentence_of(error)}{serving}.")
         if self._down:
             self._restore()
 
@@ -57,14 +57,14 @@ class Follower:
             model = self.found(wanted)
         except InputError as error:
             self._refused = wanted
-            self.tell(f"{self._name(wanted)} cannot be served: {_sentence(error)}; {former} keeps serving.")
+            self.tell(f"{self._name(wanted)} cannot be served: {sentence_of(error)}; {former} keeps serving.")
             return
         self.tell(f"{self._name(wanted)} takes the place of {former} ...")
         try:
             self.serve(model)
         except _TROUBLE as error:
             self._refused, self._down = wanted, True
-            self.tell(f"{self._name(wanted)} does not start: {_sentence(error)}; {former} is served again.")
+            self.tell(f"{self._name(wanted)} does not start: {sentence_of(error)}; {former} is served again.")
             return
         self._served(wanted, model)
 
@@ -89,7 +89,7 @@ class Follower:
             self.serve(self.model)
             self._down = False
         except _TROUBLE as error:
-            self._tell_once(f"{self._name(self.number)} does not start: {_sentence(error)}; it is tried again.")
+            self._tell_once(f"{self._name(self.number)} does not start: {sentence_of(error)}; it is tried again.")
 
     def _name(self, number: int) -> str:
         return f"{self.model.name}:{number}"
@@ -98,7 +98,3 @@ class Follower:
         if sentence != self._told:
             self._told = sentence
             self.tell(sentence)
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

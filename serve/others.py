@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cluster.registry import Registry
-from cluster.store import STORAGE_ERRORS, ClusterError
+from cluster.store import STORAGE_ERRORS, ClusterError, sentence_of
 from cluster.versions import Reference
 from models.settings import InputError
 from serve.model import ServedModel
@@ -43,7 +43,7 @@ class Others:
             self._told = ""
         except (InputError, ClusterError, *STORAGE_ERRORS) as error:
             self._served = before
-            sentence = f"{' '.join(str(error).split())} What answers at /models stays as it is."
+            sentence = f"{sentence_of(error)}. What answers at /models stays as it is."
             if sentence != self._told:
                 self._told = sentence
                 tell(sentence)

@@ -45,6 +45,16 @@ def served_model(version: Version, store: Store, settings: ServeSettings) -> Ser
     )
 
 
+def answering_model(version: Version, registry: Registry, settings: ServeSettings) -> ServedModel:
+    """What answers where a version is served: it alone, or together with those of `serve.ensemble`.
+
+    Raises:
+        InputError: it, or one of them, cannot be served.
+        ClusterError: there is no such model, alias or version.
+    """
+    return ensemble(served_model(version, registry.store, settings), registry, settings)
+
+
 def ensemble(model: ServedModel, registry: Registry, settings: ServeSettings) -> ServedModel:
     """The model together with those of `serve.ensemble`, if it names any.
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from cluster.registry import STABLE, Registry
 from cluster.rollouts import Check, Order, Rollouts, State, Status, Step
-from cluster.store import ClusterError
+from cluster.store import ClusterError, sentence_of
 from cluster.versions import UnreachableError
 from models.settings import InputError
 from serve.gates import Plan, Replayed, compare_evaluations, compare_replays, judge
@@ -78,7 +78,7 @@ class Rolling:
             self._look()
             self._told = ""
         except Exception as error:
-            sentence = f"the rollout of {self.name} waits: {_sentence(error)}."
+            sentence = f"the rollout of {self.name} waits: {sentence_of(error)}."
             if sentence != self._told:
                 self._told = sentence
                 self.tell(sentence)
@@ -111,7 +111,7 @@ class Rolling:
         try:
             plan = Plan.model_validate(order.plan)
         except ValueError as error:
-            self._end(rollouts, state, "aborted", f"its plan is wrong: {_sentence(error)}")
+            self._end(rollouts, state, "aborted", f"its plan is wrong: {sentence_of(error)}")
             return
         state = state.model_copy(update={"steps": tuple(Step(name=name) for name in plan.steps())})
         self.registry.set_alias(self.name, CANDIDATE, order.number, "rolled out")
@@ -138,7 +138,7 @@ class Rolling:
         try:
             self._plan = Plan.model_validate(order.plan)
         except ValueError as error:
-            self._end(rollouts, state, "aborted", f"its plan is wrong: {_sentence(error)}")
+            self._end(rollouts, state, "aborted", f"its plan is wrong: {sentence_of(error)}")
             return
         if self._work is None:
             self._work = _in_thread(lambda: self.endpoint.prepare(order.number))
@@ -150,12 +150,9 @@ class Rolling:
             rollouts.tell(state)
             return
         work, self._work = self._work, None
-        try:
-            self._identity = work.result()
-        except UnreachableError:
-            raise
-        except (InputError, ClusterError) as error:
-            self._end(rollouts, state, "rolled back", f"it does not start: {_sentence(error)}")
+        self._identity, refused = _tried(work.result)
+        if refused:
+            self._end(rollouts, state, "rolled back", f"it does not start: {refused}")
             return
         self._order = order
         self._enter(rollouts, state)
@@ -227,23 +224,18 @@ class Rolling:
         if not self._work.done():
             return "wait", [], 0, ""
         work, self._work = self._work, None
-        try:
-            before, after = work.result()
-        except UnreachableError:
-            raise
-        except (InputError, ClusterError) as error:
-            return "fail", [], 0, _sentence(error)
+        found, refused = _tried(work.result)
+        if refused:
+            return "fail", [], 0, refused
+        before, after = found
         checks = compare_replays(self._plan, before, after)
         rows = max((each.rows for each in after), default=0)
         return ("pass" if all(check.passed for check in checks) else "fail"), checks, rows, ""
 
     def _promote(self, rollouts: Rollouts, state: State, reason: str) -> None:
-        try:
-            self.endpoint.replace(state.number)
-        except UnreachableError:
-            raise
-        except (InputError, ClusterError) as error:
-            self._end(rollouts, state, "rolled back", f"it cannot take over: {_sentence(error)}")
+        _, refused = _tried(lambda: self.endpoint.replace(state.number))
+        if refused:
+            self._end(rollouts, state, "rolled back", f"it cannot take over: {refused}")
             return
         self._point(state.number, state.before, f"rolled out: {reason}")
         self._end(rollouts, state, "promoted", reason)
@@ -257,12 +249,9 @@ class Rolling:
                 rollouts, _answering(state, order), "promoted", f"not undone: {STABLE} is {self.name}:{stable} now"
             )
             return
-        try:
-            self.endpoint.replace(state.before)
-        except UnreachableError:
-            raise
-        except (InputError, ClusterError) as error:
-            self._end(rollouts, _answering(state, order), "promoted", f"it cannot be undone: {_sentence(error)}")
+        _, refused = _tried(lambda: self.endpoint.replace(state.before))
+        if refused:
+            self._end(rollouts, _answering(state, order), "promoted", f"it cannot be undone: {refused}")
             return
         self._point(state.before, state.number, f"rolled back: {reason}")
         self._end(rollouts, _answering(state, order), "rolled back", reason)
@@ -312,8 +301,14 @@ def _answering(state: State, order: Order) -> State:
     return state.model_copy(update={"answered": order.asked})
 
 
-def _sentence(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+def _tried(work: Callable[[], Any]) -> tuple[Any, str]:
+    """What it gives, or the sentence of why it cannot be; a store that is away says nothing of that, and is raised."""
+    try:
+        return work(), ""
+    except UnreachableError:
+        raise
+    except (InputError, ClusterError) as error:
+        return None, sentence_of(error)
 
 
 def _position(state: State) -> int | None:

@@ -43,7 +43,8 @@ def _published(identity: str) -> ServedModel:
 class _Held:
     """A place in Ray's cache of versions. Ray calls `__del__` when it needs the place, and Python may again."""
 
-    def __init__(self, forget: Callable[[], None]) -> None:
+    def __init__(self, loaded: Loaded, forget: Callable[[], None]) -> None:
+        self.loaded = loaded
         self._forget: Callable[[], None] | None = forget
 
     def __del__(self) -> None:
@@ -76,12 +77,12 @@ def versions_deployment(settings: ServeSettings) -> Any:
         @ray_serve.multiplexed(  # type: ignore[untyped-decorator]
             max_num_models_per_replica=settings.models_per_replica
         )
-        async def version(self, identity: str) -> "_Held":
+        async def version(self, identity: str) -> _Held:
             """Has a version ready to answer."""
             model = await asyncio.to_thread(_published, identity)
             replica = f"{self._replica}/{identity}"
             loaded = self._loaded[identity] = await asyncio.to_thread(Loaded, model, self._settings, replica)
-            return _Held(partial(self._forget, identity, loaded))
+            return _Held(loaded, partial(self._forget, identity, loaded))
 
         def _forget(self, identity: str, loaded: Loaded) -> None:
             """Lets a version go; requests under way hold it until they are answered."""
@@ -91,10 +92,9 @@ def versions_deployment(settings: ServeSettings) -> Any:
 
         async def respond(self, asked: Asked) -> Reply:
             """What the version that the request was marked with answers."""
-            identity = ray_serve.get_multiplexed_model_id()
-            await self.version(identity)
+            held = await self.version(ray_serve.get_multiplexed_model_id())
             # The line of the request is written where it came in; this one is for what must not reach Ray's log.
-            return await reply_of(RequestLog(self._loaded[identity].gateway, RequestLines("none")), asked)
+            return await reply_of(RequestLog(held.loaded.gateway, RequestLines("none")), asked)
 
         def __del__(self) -> None:
             """Ray calls it at the replica's end."""
