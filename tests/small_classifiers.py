@@ -11,7 +11,6 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Config, PreTrainedConfig
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
@@ -28,12 +27,18 @@ CORPUS = ["the flight was late again", "lovely crew and good food", "they lost m
 
 
 def train_tokenizer(*, decoder: bool = False) -> FastTokenizer:
-    """A small WordPiece tokenizer; a decoder's adds no special tokens."""
+    """A small WordPiece tokenizer; a decoder's adds no special tokens.
+
+    Its vocabulary is put together, not trained: a trainer breaks ties in another order each time, and with random
+    weights another id is another model.
+    """
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    words = sorted({word for text in CORPUS for word in text.split()})
+    characters = sorted(set("".join(words)))
+    pieces = dict.fromkeys([*special, *characters, *(f"##{character}" for character in characters), *words])
+    tokenizer = Tokenizer(WordPiece({piece: id for id, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer()
     tokenizer.pre_tokenizer = BertPreTokenizer()
-    tokenizer.train_from_iterator(CORPUS, WordPieceTrainer(vocab_size=120, special_tokens=special))
     if not decoder:
         tokenizer.post_processor = TemplateProcessing(
             single="[CLS] $A [SEP]",
