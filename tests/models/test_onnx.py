@@ -69,7 +69,7 @@ def test_int8_is_near_and_does_not_depend_on_the_neighbours(
     for item, row in zip(encoded, together, strict=True):
         assert np.array_equal(eighth.forward([item])[0], row)
     spread = np.ptp(torch_engine.logits(encoded)) + 1
-    assert np.abs(together - torch_engine.logits(encoded)).max() < 0.1 * spread
+    assert np.abs(together - torch_engine.logits(encoded)).max() < 0.2 * spread
 
 
 def test_int8_weights_are_smaller(exports: Path) -> None:
