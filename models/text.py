@@ -1,9 +1,9 @@
 """Cleaning text alike wherever it comes from: what was done to the training texts is done to those to classify.
 
-Whole arrays go through Arrow's compiled functions; Python touches only the texts that need it. Repair is the dear
-one: ftfy takes 20-60 us for a tweet and 200 for a page, so it is called only where it could change something
-(`may_need_repair`, a compiled regular expression), and not where entities or line breaks in ASCII are all there is
-to mend.
+Whole arrays go through Arrow's compiled functions; Python touches only the texts that need it. A request's few texts
+go one by one: Arrow compiles its expressions at each call, which takes longer (2 ms) than all else that is done to
+them. Repair is the dear one: ftfy takes 20-60 us for a tweet and 200 for a page, so it is called only where it could
+change something (`may_need_repair`), and not where entities or line breaks in ASCII are all there is to mend.
 """
 
 import re
@@ -49,10 +49,13 @@ _CHAIN = re.compile(r"&(?:(?:amp|AMP|#0{0,9}38|#[xX]0{0,9}26);){8,}")
 _ROUNDS = 16
 # ftfy costs 10 us for the shortest line. Up to here looking for the lines that need it costs more than it saves.
 _FEW_LINES = 8
+_FEW_TEXTS = 512
+"""Up to as many, Arrow takes longer than Python."""
 _CONTROLS = re.compile(r"[^\t\n\r -~]")
 _ODD_SPACE = r"[\t\n\x0b\f\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 _SPACES = f"[ {_ODD_SPACE[1:]}+"
 _UNFOLDED = f"{_ODD_SPACE}|  |^ | $"
+_PYTHON_DAMAGE = re.compile(re.sub(r"\\x\{(\w+)\}", lambda code: re.escape(chr(int(code[1], 16))), _DAMAGE))
 
 
 class TextSettings(Settings):
@@ -68,13 +71,33 @@ class TextSettings(Settings):
 
 def cleaned(texts: Sequence[str], settings: TextSettings) -> list[str]:
     """The texts, repaired, normalised and freed of personal data as the settings say."""
-    array = pa.array(texts, pa.string())
-    if settings.repair:
-        array = repair(array)
-    if settings.normalise != "none":
-        array = normalise(array, settings.normalise)
-    result: list[str] = array.to_pylist()
+    result: list[str]
+    if len(texts) <= _FEW_TEXTS:
+        result = [_cleaned_one(text, settings) for text in texts]
+    else:
+        array = pa.array(texts, pa.string())
+        if settings.repair:
+            array = repair(array)
+        if settings.normalise != "none":
+            array = normalise(array, settings.normalise)
+        result = array.to_pylist()
     return result if settings.redact is None else settings.redact.redactor.redact_all(result)
+
+
+def _cleaned_one(text: str, settings: TextSettings) -> str:
+    if settings.repair and _is_suspect(text):
+        text = _mended(text)
+    if settings.normalise == "none":
+        return text
+    if not text.isascii():
+        # By Arrow here too: Python knows another version of Unicode.
+        text = pc.utf8_normalize(pa.array([text], pa.string()), form=settings.normalise)[0].as_py()
+    return " ".join(text.split())  # _SPACES is what `split` splits at
+
+
+def _is_suspect(text: str) -> bool:
+    """`may_need_repair` of one text. Text in ASCII cannot be mis-decoded."""
+    return bool(_PYTHON_DAMAGE.search(text) or (not text.isascii() and BADNESS_RE.search(text)))
 
 
 def may_need_repair(texts: pa.Array) -> NDArray[np.bool_]:
@@ -126,7 +149,7 @@ def _mended(text: str) -> str:
         if mended == before:
             return mended
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
-    damaged = may_need_repair(pa.array(lines, pa.string())) if len(lines) > _FEW_LINES else np.ones(len(lines), bool)
+    damaged = _damaged_lines(lines)
     unescape = True
     known: dict[tuple[str, bool], str] = {}
     for index, line in enumerate(lines):
@@ -136,6 +159,15 @@ def _mended(text: str) -> str:
                 known[line, unescape] = _mended_line(line, unescape)
             lines[index] = known[line, unescape]
     return "".join(lines)
+
+
+def _damaged_lines(lines: list[str]) -> Sequence[bool]:
+    if len(lines) <= _FEW_LINES:
+        return [True] * len(lines)
+    if len(lines) <= _FEW_TEXTS:
+        return [_is_suspect(line) for line in lines]
+    found: list[bool] = may_need_repair(pa.array(lines, pa.string())).tolist()
+    return found
 
 
 def _mended_line(line: str, unescape: bool) -> str:

@@ -4,6 +4,7 @@ import random
 import time
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import ftfy
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import AutoTokenizer
 from upath import UPath
 
 from models.settings import InputError
-from models.text import REPAIRS, normalise, repair
+from models.text import REPAIRS, TextSettings, cleaned, normalise, repair
 from pipelines.locate import locate
 from pipelines.preparing.dataset_tokenizer import copy_tokenizer, train_tokenizer
 from pipelines.preparing.splitting import SplittingSettings, assign_splits, digests, find_duplicates, mix, partition_of
@@ -48,6 +49,14 @@ DAMAGED = st.text(st.sampled_from("aé Ã©â€™“\n\r\t\x00\x85\xa0\u2028\u
 def test_repair_is_ftfy_wherever_it_is_skipped(texts: list[str]) -> None:
     column = pa.array(texts, pa.string())
     assert repair(column).to_pylist() == [ftfy.fix_text(text, REPAIRS) for text in texts]
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(st.text(), DAMAGED), max_size=20), st.booleans(), st.sampled_from(["NFC", "NFKC", "none"]))
+@example(["\u2028a\ufeff", "a\u206ab", "é\n" * 20 + "&lt;", "\x85\xa0é ", "\U00011f04"], True, "NFC")
+def test_few_texts_are_cleaned_as_many_are(texts: list[str], mends: bool, form: Literal["NFC", "NFKC", "none"]) -> None:
+    chosen = TextSettings(repair=mends, normalise=form)
+    assert cleaned(texts, chosen) == cleaned(texts + [""] * 1000, chosen)[: len(texts)]
 
 
 NESTED = {
