@@ -64,7 +64,7 @@ format: $(READY) ## Write the code as ruff would.
 
 bench: $(READY) ## Measure what the README claims.
 	@for run in "prepare.py --megabytes 1000" "prepare.py --memory --megabytes 5000" \
-	    "finetune.py --airlines united|americanair" elastic.py exact.py memory.py seek.py pretrain.py domain.py sweep.py distillation.py serving.py cold_start.py; do \
+	    "finetune.py --airlines united|americanair" elastic.py exact.py memory.py seek.py pretrain.py domain.py sweep.py distillation.py serving.py overload.py scale_up.py cold_start.py; do \
 	    echo "== $$run"; PYTHONPATH=. $(BIN)/python benchmarks/$$run; done
 
 docs: $(READY) ## The documentation, into site/.

@@ -1,23 +1,39 @@
-"""Shoal's endpoint: python shoal_server.py PORT ENGINE."""
+"""Shoal's endpoint: python shoal_server.py PORT ENGINE MIN_REPLICAS MAX_REPLICAS tokens|default."""
 
 import os
 import signal
 import sys
+from typing import Any
 
+from ray.serve.config import AutoscalingConfig
 from upath import UPath
 
 from cluster.connect import connected
-from serve.app import serve_model, stop
+from serve import app
 from serve.model import ServedModel
 from serve.settings import ServeSettings
 
+
+def scale_by_default(settings: ServeSettings) -> None:
+    """The same endpoint, scaled as Ray Serve does it where nothing is said: by requests in progress."""
+    ours = app._options
+
+    def options(*arguments: Any) -> dict[str, Any]:
+        default = AutoscalingConfig(min_replicas=settings.min_replicas, max_replicas=settings.max_replicas)
+        return {**ours(*arguments), "autoscaling_config": default}
+
+    app._options = options
+
+
 if __name__ == "__main__":
-    port, engine = sys.argv[1:]
-    settings = ServeSettings(port=int(port), engine=engine, min_replicas=2, max_replicas=2)
+    port, engine, least, most, policy = sys.argv[1:]
+    settings = ServeSettings(port=int(port), engine=engine, min_replicas=int(least), max_replicas=int(most))
     model = ServedModel("minilm", "bench", UPath(os.environ["MODEL"]), UPath(os.environ["ONNX"]))
+    if policy == "default":
+        scale_by_default(settings)
     with connected("local", cpus=4):
-        serve_model(settings, model)
+        app.serve_model(settings, model)
         try:
             signal.sigwait({signal.SIGTERM, signal.SIGINT})
         finally:
-            stop()
+            app.stop()

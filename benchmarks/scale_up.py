@@ -1,0 +1,70 @@
+"""A step in the load of an endpoint with one replica: after how many seconds a second one has it under control.
+
+    python benchmarks/scale_up.py
+
+One replica carries 30% of what it can for a while; then comes more than it can carry, and less than two can. Told is
+after how many seconds the 99th percentile of the latencies is within the limit for good: scaled by Shoal's tokens, and
+the same endpoint by Ray Serve's default policy (requests in progress), each with its own defaults. Two cores hardly
+carry twice what one does, so the step is small.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from endpoints import (
+    highest_rate,
+    load_result,
+    make_model,
+    run_load,
+    running,
+    settled,
+    shoal,
+    start_load,
+    tweets,
+    windows,
+    write_bodies,
+)
+from machine import describe_machine
+from rich.console import Console
+from rich.table import Table
+
+
+def main() -> None:
+    """Measures both ways to scale."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit-ms", type=float, default=100.0, help="The 99th percentile allowed.")
+    parser.add_argument("--step", type=float, default=1.15, help="The load in times of what one replica carries.")
+    parser.add_argument("--seconds", type=float, default=120.0, help="Of the step.")
+    given = parser.parse_args()
+    console = Console()
+    table = Table("scaled by", "within the limit after, s", "answered with 200", "others")
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as scratch:
+        folder = Path(scratch)
+        make_model(folder)
+        bodies = write_bodies(folder / "bodies.jsonl", shoal("onnx"), tweets(512))
+        with running(shoal("onnx", least=1, most=1), folder) as url:
+            run_load(url, bodies, 20, 3)
+            carries = highest_rate(url, bodies, 60, given.limit_ms, 6)
+        with running(shoal("onnx"), folder) as url:
+            run_load(url, bodies, 20, 3)
+            two = highest_rate(url, bodies, carries, given.limit_ms, 6)
+        console.print(f"one replica carries {carries:,.0f} requests/s, two {two:,.0f}", style="dim")
+        for policy, name in (("tokens", "tokens (Shoal)"), ("default", "requests in progress (Ray's default)")):
+            with running(shoal("onnx", least=1, most=2, policy=policy), folder) as url:
+                run_load(url, bodies, 0.3 * carries, 15)
+                step = start_load(url, bodies, given.step * carries, given.seconds, folder / "step.json")
+                statuses = load_result(step)["statuses"]
+            after = settled(windows(folder / "step.json", given.seconds), given.limit_ms)
+            good = statuses.pop("200", 0)
+            table.add_row(name, "not at all" if after is None else f"{after:g}", f"{good:,}", json.dumps(statuses))
+    console.print(describe_machine())
+    console.print(
+        f"one replica carries {carries:,.0f} requests/s, two {two:,.0f}; the step is {given.step:g} times one"
+    )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
