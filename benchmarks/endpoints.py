@@ -41,6 +41,8 @@ class Server:
     command: list[str]
     path: str
     body: Callable[[Sequence[str]], dict[str, Any]] = lambda texts: {"texts": list(texts)}
+    threads: int = 1
+    """Of each of its workers."""
 
 
 def tweets(count: int) -> list[str]:
@@ -94,7 +96,7 @@ def running(server: Server, folder: Path) -> Iterator[str]:
         **os.environ,
         "MODEL": str(folder / "model"),
         "ONNX": str(folder / "onnx"),
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(server.threads),
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE / "servers")]),
         "TOKENIZERS_PARALLELISM": "false",
         "DO_NOT_TRACK": "1",
@@ -154,17 +156,16 @@ def run_load(url: str, bodies: Path, rate: float, seconds: float) -> dict[str, A
     return load_result(start_load(url, bodies, rate, seconds))
 
 
-def _holds(found: dict[str, Any], rate: float, limit_ms: float) -> bool:
-    """Whether all was answered, in time, as fast as it was asked."""
-    answered = found["answered_per_second"] > 0.9 * rate and set(found["statuses"]) == {"200"}
-    return answered and found["p99_ms"] <= limit_ms
+def _holds(found: dict[str, Any], limit_ms: float) -> bool:
+    """Whether all was answered, in time. Latencies count from when a request was due, so who falls behind is late."""
+    return set(found["statuses"]) == {"200"} and found["p99_ms"] <= limit_ms
 
 
 def highest_rate(url: str, bodies: Path, start: float, limit_ms: float, seconds: float) -> float:
     """The highest rate that holds, within 5%: doubled or halved until it is between two, then divided."""
     low, high, rate = 0.0, float("inf"), start
     while high == float("inf") or high / max(low, 1e-9) > 1.05:
-        if _holds(run_load(url, bodies, rate, seconds), rate, limit_ms):
+        if _holds(run_load(url, bodies, rate, seconds), limit_ms):
             low = rate
         else:
             high = rate

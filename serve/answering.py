@@ -17,6 +17,7 @@ from serve.drift import DriftMonitor
 from serve.metrics import ServeMetrics
 from serve.problems import ProblemError
 from serve.settings import ServeSettings
+from serve.shedding import FULL, is_lasting
 
 _INLINE_CHARACTERS = 1024
 """Up to here tokenising takes less time than handing the texts to a thread and back."""
@@ -55,9 +56,12 @@ class Answerer:
         metrics: ServeMetrics,
         drift: DriftMonitor,
         thresholds: Mapping[str, float],
+        *,
+        sheds_at_front: bool = False,
     ) -> None:
         self.engine = engine
         self._thresholds = thresholds
+        self._max_wait_s = settings.max_wait_s if sheds_at_front else None
         self._other = settings.abstain.label if settings.abstain else None
         self.batcher = Batcher(
             engine.forward,
@@ -92,11 +96,13 @@ class Answerer:
             with self.batcher.place(timeout_s):
                 yield
         except QueueFullError as full:
-            retry = {"Retry-After": str(full.retry_after_s)}
+            headers = {"Retry-After": str(full.retry_after_s)}
+            if self._max_wait_s is not None and not full.late and is_lasting(full.wait_s, self._max_wait_s):
+                headers[FULL] = "1"
             why = (
                 "Too many requests wait to be answered within the time given" if full.late else "Too many requests wait"
             )
-            raise ProblemError(429, f"{why}; try again in {full.retry_after_s} s.", retry) from None
+            raise ProblemError(429, f"{why}; try again in {full.retry_after_s} s.", headers) from None
 
     async def compute(
         self, texts: Sequence[str], pairs: Sequence[str] | None, timeout_s: float | None = None

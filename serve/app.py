@@ -1,30 +1,26 @@
 """Bringing the endpoint up and taking it down, on a Ray cluster that is connected already."""
 
-import contextlib
-import json
 import logging
-import socket
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve as ray_serve
 from ray._private.state import available_resources_per_node
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ControllerOptions, HTTPOptions
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.deployment import Application
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 from upath import UPath
 
-from cluster.connect import is_own, room_for
+from cluster.connect import room_for
 from cluster.store import ClusterError
 from models.settings import InputError
+from serve import shedding
 from serve.classifier import Classifier
-from serve.exposure import check_exposure, check_ingress
+from serve.exposure import check_exposure
 from serve.guard import SETTINGS_VARIABLE, STORE_VARIABLE
-from serve.haproxy import write_starter
+from serve.ingress import start_ingress, stop_ingress, url_of
 from serve.model import ServedModel
 from serve.names import with_names
 from serve.scaling import TokenPolicy
@@ -36,28 +32,11 @@ from serve.versions import VERSIONS, publish_version, versions_deployment
 _BEYOND_QUEUE = 1000
 """Requests in progress that Ray lets through beyond our queue, so that it is we who refuse (429) and not Ray."""
 
-_NAMESPACE, _ADDRESS = "shoal-endpoint", b"address"
-"""Where the cluster's own key-value store says at which host the endpoint was asked for, and whether with TLS."""
-
 _SURGE_PERCENT = 20
 """Replicas of a new version that start before old ones of the former stop: one to every five, one at least."""
 
 _ROOM_S = 600.0
 """Seconds that a replica for other versions has to start, a new node included."""
-
-_PROXY = {
-    # A request that was in the hands of a replica that died is given to another one: classifying changes nothing,
-    # so it may be done twice. Until HAProxy has
-    # noticed the death, the dead one has the fewest connections and may be chosen again, hence several tries.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_HAPROXY_RETRIES": "5",
-    # HAProxy is started anew when it has failed three checks in a row; with the 10 s that Ray leaves between them,
-    # nobody would answer for half a minute.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "3",
-    # On a busy machine it takes longer than three times 5 s to start, and would be killed on its way for ever.
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
-}
-"""Environment of Serve's controller, from which HAProxy's settings are taken."""
 
 
 def serve_model(
@@ -90,21 +69,21 @@ def serve_model(
     replicas = max(1, settings.min_replicas) + bool(others)
     what = "a replica" if replicas == 1 else f"{replicas} replicas"
     room_for(replicas * settings.cpus, replicas * settings.gpus, what, "serve.min_replicas, serve.cpus or serve.gpus")
-    _start(settings)
+    sheds = start_ingress(settings)
     before = read_table()
     at = {name: publish_version(each) for name, each in (others or {}).items()}
     table = next_table(model=model.as_json(), others=at, candidate=None)
     try:
         if others:
             _run(_versions(settings, store), VERSIONS, None)
-        application = Classifier.options(**_options(settings, store, APPLICATION)).bind(settings)  # type: ignore[attr-defined]
+        application = Classifier.options(**_options(settings, store, APPLICATION, sheds=sheds)).bind(settings)  # type: ignore[attr-defined]
         _run(application, APPLICATION, "/")
         await_replicas(table)
     except ClusterError:
         if before is not None:
             write_table(before.model_copy(update={"revision": table.revision + 1}))
         raise
-    return f"{'https' if settings.tls else 'http'}://{_reachable(settings.host)}:{settings.port}"
+    return url_of(settings)
 
 
 def turn_others(others: Mapping[str, ServedModel]) -> None:
@@ -161,7 +140,7 @@ def _run(application: Application, name: str, route_prefix: str | None) -> None:
         raise ClusterError(f"the endpoint does not start: {_reason(name) or error}") from error
 
 
-def _options(settings: ServeSettings, store: UPath | None, name: str) -> dict[str, Any]:
+def _options(settings: ServeSettings, store: UPath | None, name: str, *, sheds: bool = False) -> dict[str, Any]:
     """How the deployment of an application scales, what a replica takes and knows."""
     least = settings.min_replicas if name == APPLICATION else 1
     return {
@@ -185,7 +164,7 @@ def _options(settings: ServeSettings, store: UPath | None, name: str) -> dict[st
         "ray_actor_options": {
             "num_cpus": settings.cpus,
             "num_gpus": settings.gpus,
-            "runtime_env": _runtime_env(settings, store),
+            "runtime_env": _runtime_env(settings, store, sheds=sheds),
         },
         "graceful_shutdown_timeout_s": settings.drain_s,
         "max_surge_percent": _SURGE_PERCENT if _fits_one_more(settings) else 0,
@@ -195,9 +174,8 @@ def _options(settings: ServeSettings, store: UPath | None, name: str) -> dict[st
 
 def stop() -> None:
     """Takes the endpoint down, its HAProxy too."""
-    ray_serve.shutdown()
+    stop_ingress()
     remove_table()
-    _internal_kv_del(_ADDRESS, namespace=_NAMESPACE)
 
 
 def _fits_one_more(settings: ServeSettings) -> bool:
@@ -210,88 +188,15 @@ def _fits_one_more(settings: ServeSettings) -> bool:
     return any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes)
 
 
-def _start(settings: ServeSettings) -> None:
-    """Starts Serve's controller and HAProxy, unless they run already at the same address."""
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    if settings.on_loopback and nodes > 1:
-        raise InputError(
-            f"serve.host is {settings.host}, where the replicas of a cluster of {nodes} nodes cannot be reached; "
-            "set serve.host=0.0.0.0, make API keys (`shoal keys create NAME`), and mind the firewall."
-        )
-    session = getattr(ray._private.worker, "_global_node", None)
-    # Where nodes come and go, each has an HAProxy of its own, as Ray starts it.
-    alone = session is not None and nodes == 1 and (settings.on_loopback or is_own())
-    check_ingress(settings, alone=alone)
-    running = _running_address()
-    if running is None:
-        _require_free_port(settings)
-    else:
-        _require_same_address(settings, *running)
-    variables, host = dict(_PROXY), settings.host
-    if alone and session is not None:
-        listen = None
-        if settings.tls is not None or not settings.on_loopback:
-            listen = settings.host, settings.port
-        if not settings.on_loopback:
-            host = "127.0.0.1"  # Of all that listens, HAProxy alone is to be reached from elsewhere.
-        folder = Path(session.get_session_dir_path()) / "shoal-haproxy"
-        at_rest = settings.max_body_bytes if settings.min_replicas == 0 else None
-        starter = write_starter(
-            folder, settings.body_timeout_s, listen=listen, tls=settings.tls, rests_with_bodies_of=at_rest
-        )
-        variables["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(starter)
-    ray_serve.start(
-        http_options=HTTPOptions(host=host, port=settings.port),
-        logging_config=LoggingConfig(enable_access_log=False),
-        controller_options=ControllerOptions(runtime_env={"env_vars": variables}),
-    )
-    address = json.dumps([settings.host, settings.tls is not None])
-    _internal_kv_put(_ADDRESS, address.encode(), overwrite=True, namespace=_NAMESPACE)
-
-
-def _running_address() -> tuple[str | None, int] | None:
-    with contextlib.suppress(Exception):
-        details = ray_serve.context._get_global_client(raise_if_no_controller_running=False)
-        if details is not None:
-            return details.http_config.host, details.http_config.port
-    return None
-
-
-def _require_same_address(settings: ServeSettings, host: str | None, port: int) -> None:
-    """Ray keeps where it listens until it is stopped; another wish would go unheard, and with it what made it safe."""
-    if port != settings.port:
-        raise ClusterError(f"this cluster serves at port {port} already and a cluster has one; set serve.port={port}.")
-    told = _internal_kv_get(_ADDRESS, namespace=_NAMESPACE)
-    its_host, encrypted = json.loads(told) if told else (host, False)
-    if (its_host, encrypted) != (settings.host, settings.tls is not None):
-        raise ClusterError(
-            f"this cluster serves at {its_host} {'with' if encrypted else 'without'} TLS already; stop that endpoint, "
-            f"or set serve.host={its_host} and serve.tls as there."
-        )
-
-
-def _require_free_port(settings: ServeSettings) -> None:
-    """HAProxy shares a port with whoever allows it, so a taken one would go unnoticed."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            address = f"{settings.host}:{settings.port}"
-            raise ClusterError(
-                f"cannot listen on {address}: {error.strerror}; choose another with serve.port=PORT."
-            ) from error
-
-
-def _runtime_env(settings: ServeSettings, store: UPath | None) -> dict[str, Any]:
-    """The job's runtime environment with what `serve.limits` and `serve.guard` need."""
+def _runtime_env(settings: ServeSettings, store: UPath | None, *, sheds: bool) -> dict[str, Any]:
+    """The job's runtime environment with what `serve.limits`, `serve.guard` and `serve.shedding` need."""
     environment = dict(ray.get_runtime_context().runtime_env)
     variables = {
         **environment.get("env_vars", {}),
         # Without names to mask, which may be more than an environment holds; they come with the deployment.
         SETTINGS_VARIABLE: settings.model_dump_json(exclude={"redact", "sample"}),
         **({STORE_VARIABLE: str(store)} if store is not None else {}),
+        **({shedding.VARIABLE: "1"} if sheds else {}),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.limits.middlewares",
     }
     return {**environment, "env_vars": variables}
@@ -303,7 +208,3 @@ def _reason(name: str) -> str:
     messages = [deployment.message for deployment in application.deployments.values()] if application else []
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     return lines[-1].rpartition("InputError: ")[2] if lines else ""
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host

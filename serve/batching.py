@@ -25,6 +25,7 @@ import numpy as np
 
 from models.batches import CPU_PADDING, group_by_length
 from models.engine import Encoded, FloatArray
+from serve.workload import Load, Workload
 
 WINDOW = 1024
 """Of how many of the longest waiting texts a batch is chosen."""
@@ -37,8 +38,10 @@ _Tell = Callable[[float], None] | None
 class QueueFullError(Exception):
     """A request would wait too long, or there are too many already."""
 
-    def __init__(self, retry_after_s: int, *, late: bool = False) -> None:
+    def __init__(self, retry_after_s: int, wait_s: float, *, late: bool = False) -> None:
         super().__init__(f"too many requests wait; try again in {retry_after_s} s")
+        self.wait_s = wait_s
+        """How long those that wait will have to."""
         self.retry_after_s = retry_after_s
         """When, at the present speed, the queue will have been worked off."""
         self.late = late
@@ -56,22 +59,6 @@ class BatchReport:
     seconds: float
     waits: tuple[float, ...] = ()
     """Seconds from submit to the start of this batch, of each request whose first text is in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What an engine has had to do since it was last asked."""
-
-    queued_tokens: int
-    """Waiting or computed now."""
-    tokens_per_second: float
-    """That the engine computes when it computes; 0 before its first batch."""
-    busy: float
-    """The share of the time that it computed."""
-    refused_per_second: float
-    """Tokens of requests that were sent away, by the mean of those that were not."""
-    requests: int
-    """Requests that are in progress now or have come since, explanations and those sent away included."""
 
 
 @dataclass(slots=True, eq=False)
@@ -130,14 +117,7 @@ class Batcher:
         self.report = report
         self._waiting: deque[_Text] = deque()
         self._requests = 0
-        self._tokens = 0
-        self._tokens_per_second = 0.0
-        self._since = clock()
-        self._busy_s = 0.0
-        self._refused = 0
-        self._came = 0
-        self._submitted = 0
-        self._submitted_tokens = 0
+        self.workload = Workload(clock)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
 
@@ -146,25 +126,9 @@ class Batcher:
         """Requests not yet answered."""
         return self._requests
 
-    @property
-    def queued_tokens(self) -> int:
-        """Tokens of texts that wait or are computed now."""
-        return self._tokens
-
-    @property
-    def wait_s(self) -> float:
-        """The seconds that a text which comes now will wait, as far as can be told."""
-        return self._tokens / self._tokens_per_second if self._tokens_per_second else 0.0
-
     def load(self) -> Load:
         """What there was to do since the last call."""
-        now = self._clock()
-        passed = max(now - self._since, 1e-3)
-        mean = self._submitted_tokens / self._submitted if self._submitted else 0.0
-        busy, refused = min(self._busy_s / passed, 1.0), self._refused * mean / passed
-        found = Load(self._tokens, self._tokens_per_second, busy, refused, self._requests + self._came)
-        self._since, self._busy_s, self._refused, self._came = now, 0.0, 0, 0
-        return found
+        return self.workload.load(self._requests)
 
     @contextlib.contextmanager
     def place(self, timeout_s: float | None = None) -> Iterator[None]:
@@ -175,8 +139,8 @@ class Batcher:
         Raises:
             QueueFullError: all `max_queued` places are taken, or it would wait too long.
         """
-        self._came += 1
-        wait = self.wait_s
+        self.workload.came()
+        wait = self.workload.wait_s
         late = timeout_s is not None and wait > timeout_s
         if late or wait > self._max_wait_s or self._requests >= self._max_queued:
             raise self._refusal(late=late)
@@ -203,19 +167,18 @@ class Batcher:
             raise ValueError("a request has at least one text")
         loop = asyncio.get_running_loop()
         tokens = sum(len(item.ids) for item in items)
-        own = tokens / self._tokens_per_second if self._tokens_per_second else 0.0
-        if deadline is not None and self._clock() + self.wait_s + own > deadline:
+        until = self._clock() + self.workload.wait_s + self.workload.seconds_for(tokens)
+        if deadline is not None and until > deadline:
             raise self._refusal(late=True)
         request = _Request(loop.create_future(), [None] * len(items), deadline, self._clock(), on_start)
-        self._submitted, self._submitted_tokens = self._submitted + 1, self._submitted_tokens + tokens
-        self._tokens += tokens
+        self.workload.submitted(tokens)
         self._waiting.extend(_Text(item, request, position) for position, item in enumerate(items))
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = loop.create_task(self._run())
         try:
             return await request.answered
         finally:
-            self._tokens -= tokens
+            self.workload.left(tokens)
 
     def close(self) -> None:
         """Stops after the batch under way; requests still waiting are cancelled."""
@@ -281,11 +244,11 @@ class Batcher:
         return True
 
     def _refusal(self, *, late: bool) -> QueueFullError:
-        self._refused += 1
-        return QueueFullError(min(_MAX_RETRY_S, max(1, math.ceil(self.wait_s))), late=late)
+        self.workload.refused()
+        wait = self.workload.wait_s
+        return QueueFullError(min(_MAX_RETRY_S, max(1, math.ceil(wait))), wait, late=late)
 
     def _deliver(self, batch: Sequence[_Text], outputs: FloatArray, seconds: float, waits: tuple[float, ...]) -> None:
-        self._busy_s += seconds
         for text, row in zip(batch, outputs, strict=True):
             request = text.request
             request.rows[text.position] = row
@@ -293,8 +256,7 @@ class Batcher:
             if not request.missing and not request.answered.done():
                 request.answered.set_result(np.stack([row for row in request.rows if row is not None]))
         lengths = [len(text.item.ids) for text in batch]
-        speed = sum(lengths) / max(seconds, 1e-6)
-        self._tokens_per_second = 0.8 * self._tokens_per_second + 0.2 * speed if self._tokens_per_second else speed
+        self.workload.computed(sum(lengths), seconds)
         computed = sum(lengths) if self._max_padding is None else len(batch) * max(lengths)
         self.report(BatchReport(len(batch), sum(lengths), computed, seconds, waits))
 

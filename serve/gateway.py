@@ -63,6 +63,7 @@ def build_gateway(
     other_metrics: Callable[[], Awaitable[Iterable[str]]] | None = None,
     explainer: LoadExplainer | None = None,
     sampler: Sampler | None = None,
+    sheds_at_front: bool = False,
 ) -> FastAPI:
     """The application that answers for one loaded classifier.
 
@@ -78,6 +79,7 @@ def build_gateway(
         other_metrics: the metrics pages of the replicas beside this one.
         explainer: loads what explains the answers, at the first explanation; without it there are none.
         sampler: is offered every request that was classified, but copies of one.
+        sheds_at_front: before it stands an HAProxy that refuses in its stead (`serve.shedding`).
 
     Raises:
         InputError: the reference is damaged, or another classifier's.
@@ -88,7 +90,7 @@ def build_gateway(
         version,
         replica,
         lambda: answerer.batcher.queued,
-        queued_tokens=lambda: answerer.batcher.queued_tokens,
+        queued_tokens=lambda: answerer.batcher.workload.queued_tokens,
         min_replicas=settings.min_replicas,
         build={"release": release, "engine": engine.name, "precision": engine.precision, "device": engine.device},
     )
@@ -96,7 +98,7 @@ def build_gateway(
     metrics.register(drift)
     if sampler is not None:
         metrics.register(sampler)
-    answerer = Answerer(engine, settings, metrics, drift, thresholds or {})
+    answerer = Answerer(engine, settings, metrics, drift, thresholds or {}, sheds_at_front=sheds_at_front)
     shape = RequestShape.of(pair=engine.spec.pair, max_texts=settings.max_texts)
     about = _finite({**(card or {}), **_about(engine, name, version)})
     app = FastAPIOffline(

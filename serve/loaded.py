@@ -14,6 +14,7 @@ from serve.request_log import RequestLines
 from serve.sampling import make_sampler
 from serve.scaling import BUSY, QUEUED, REFUSED, REQUESTS, SPEED
 from serve.settings import ServeSettings
+from serve.shedding import sheds_at_front
 
 
 def free_dropped() -> None:
@@ -61,6 +62,7 @@ class Loaded:
             other_metrics=other_metrics,
             explainer=None if model.members else partial(model.load_explainer, settings),
             sampler=self._sampler,
+            sheds_at_front=sheds_at_front(),
         )
 
     def describe(self, lines: RequestLines) -> None:
@@ -76,6 +78,11 @@ class Loaded:
         """Its metrics, as Prometheus reads them."""
         page: str = self.gateway.state.metrics.page()
         return page
+
+    def count_shed(self, requests: int) -> None:
+        """Counts requests that HAProxy refused in this replica's stead."""
+        self.gateway.state.metrics.shed(requests)
+        self.gateway.state.batcher.workload.refused(requests)
 
     def load(self) -> dict[str, float]:
         """What there was to do since the last call, for autoscaling."""

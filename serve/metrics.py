@@ -104,6 +104,10 @@ class ServeMetrics:
         if status == 200:
             (self._explanations if explanation else self._latency).observe(seconds)
 
+    def shed(self, requests: int) -> None:
+        """Counts requests that HAProxy refused in this replica's stead."""
+        self._requests.labels(*self._own, "429").inc(requests)
+
     def classified(self, texts: int, truncated: int) -> None:
         """Counts the texts of a request."""
         self._texts.inc(texts)

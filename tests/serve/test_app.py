@@ -22,7 +22,7 @@ from upath import UPath
 from cluster.store import ClusterError
 from models.settings import InputError
 from models.torch_engine import load_torch_engine
-from serve import app
+from serve import app, ingress
 from serve.haproxy import write_starter
 from serve.keys import create_key
 from serve.model import ServedModel
@@ -215,7 +215,7 @@ def test_the_proxy_ends_with_its_cluster_and_not_with_who_started_it(tmp_path: P
         f"    bind 127.0.0.1:{port}",
     ]
     configuration.write_text("\n".join([*lines, "    http-request return status 200", ""]))
-    starter = write_starter(tmp_path, 1)
+    starter = write_starter(tmp_path, 1, max_wait_s=2)
     actor = _NESTED.format(command=[str(starter), "-db", "-f", str(configuration)])
     raylet = _NESTED.format(command=[sys.executable, "-c", actor])
 
@@ -249,7 +249,7 @@ def test_a_taken_port_is_told(ray_session: None, url: str, folder: Path) -> None
         with pytest.raises(ClusterError, match=r"serves at port \d+ already"):
             app.serve_model(other, ServedModel("small", "f00d", UPath(folder)))
         with pytest.raises(ClusterError, match=r"cannot listen on .*; choose another with serve.port=PORT"):
-            app._require_free_port(other)
+            ingress._require_free_port(other)
 
 
 def test_a_second_model_takes_the_place_of_the_first_and_may_demand_keys(

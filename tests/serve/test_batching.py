@@ -159,14 +159,14 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
         batcher = Batcher(engine, 8, max_queued=3)
         tasks = [asyncio.create_task(ask(batcher, [text(number, 8)])) for number in range(3)]
         await asyncio.sleep(0.02)
-        assert batcher.queued_tokens == 24
+        assert batcher.workload.queued_tokens == 24
         with pytest.raises(QueueFullError) as full:
             await ask(batcher, [text(9, 8)])
         assert 1 <= full.value.retry_after_s <= 60
         for _ in range(4):
             gate.release()
         await asyncio.gather(*tasks)
-        assert batcher.queued_tokens == 0
+        assert batcher.workload.queued_tokens == 0
         assert (await ask(batcher, [text(9, 8)]))[0, 0] == 9
         batcher.close()
 
@@ -258,8 +258,8 @@ def test_who_would_wait_too_long_is_told_at_once_and_when_to_come_again() -> Non
         assert batcher.load().busy == 1
         waiting = [asyncio.create_task(ask(batcher, [text(number, 100)])) for number in range(3)]
         await asyncio.sleep(0)
-        assert batcher.queued_tokens == 300
-        assert batcher.wait_s == pytest.approx(3)
+        assert batcher.workload.queued_tokens == 300
+        assert batcher.workload.wait_s == pytest.approx(3)
         with pytest.raises(QueueFullError) as refused, batcher.place(timeout_s=2.5):
             pass
         assert (refused.value.late, refused.value.retry_after_s) == (True, 3)

@@ -26,7 +26,7 @@ from models.engine import Engine
 from models.settings import InputError
 from models.torch_engine import load_torch_engine
 from recipes.endpoint import KEY_VARIABLE, ask, key_to_ask_with
-from serve import app
+from serve import ingress
 from serve.exposure import check_certificate, check_exposure, check_ingress
 from serve.guard import Guard
 from serve.haproxy import write_starter
@@ -99,23 +99,23 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """What Ray Serve is started with on a cluster that this command made, and what the cluster then knows."""
     told: dict[str, Any] = {}
     session = SimpleNamespace(get_session_dir_path=lambda: str(tmp_path))
-    monkeypatch.setattr(app.ray._private.worker, "_global_node", session)
-    monkeypatch.setattr(app.ray, "nodes", lambda: [{"Alive": True}])
-    monkeypatch.setattr(app, "is_own", lambda: True)
-    monkeypatch.setattr(app, "_running_address", lambda: told.get("running"))
-    monkeypatch.setattr(app.ray_serve, "start", lambda **options: told.update(options))
-    monkeypatch.setattr(app, "_internal_kv_put", lambda key, value, **_: told.update({"address": value}))
-    monkeypatch.setattr(app, "_internal_kv_get", lambda key, **_: told.get("address"))
+    monkeypatch.setattr(ingress.ray._private.worker, "_global_node", session)
+    monkeypatch.setattr(ingress.ray, "nodes", lambda: [{"Alive": True}])
+    monkeypatch.setattr(ingress, "is_own", lambda: True)
+    monkeypatch.setattr(ingress, "_running_address", lambda: told.get("running"))
+    monkeypatch.setattr(ingress.ray_serve, "start", lambda **options: told.update(options))
+    monkeypatch.setattr(ingress, "_internal_kv_put", lambda key, value, **_: told.update({"address": value}))
+    monkeypatch.setattr(ingress, "_internal_kv_get", lambda key, **_: told.get("address"))
     return told
 
 
 def test_on_one_machine_haproxy_alone_is_reached_from_elsewhere(started: dict[str, Any], tmp_path: Path) -> None:
     port = free_port()
-    app._start(ServeSettings(host="0.0.0.0", port=port))
+    ingress.start_ingress(ServeSettings(host="0.0.0.0", port=port))
     assert (started["http_options"].host, started["http_options"].port) == ("127.0.0.1", port)
     starter = (tmp_path / "shoal-haproxy" / "haproxy").read_text()
     assert f"bind 0.0.0.0:{port}|" in starter
-    app._start(ServeSettings(port=port))
+    ingress.start_ingress(ServeSettings(port=port))
     assert started["http_options"].host == "127.0.0.1"
     assert "bind 0.0.0.0" not in (tmp_path / "shoal-haproxy" / "haproxy").read_text()
 
@@ -123,30 +123,30 @@ def test_on_one_machine_haproxy_alone_is_reached_from_elsewhere(started: dict[st
 def test_on_a_cluster_that_nodes_join_each_has_rays_own(
     started: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "is_own", lambda: False)
-    app._start(ServeSettings(host="0.0.0.0", port=free_port()))
+    monkeypatch.setattr(ingress, "is_own", lambda: False)
+    ingress.start_ingress(ServeSettings(host="0.0.0.0", port=free_port()))
     assert started["http_options"].host == "0.0.0.0"
     assert "RAY_SERVE_HAPROXY_BINARY_PATH" not in started["controller_options"].runtime_env["env_vars"]
     with pytest.raises(ClusterError, match=r"serve\.tls works where"):
-        app._start(ServeSettings(host="0.0.0.0", tls=TlsSettings(certificate="c", key="k")))
+        ingress.start_ingress(ServeSettings(host="0.0.0.0", tls=TlsSettings(certificate="c", key="k")))
 
 
 def test_what_is_running_already_is_not_taken_for_safer_than_it_is(started: dict[str, Any]) -> None:
     """Without keys on loopback is fine; but not where an endpoint listens to others already."""
     public = ServeSettings(host="0.0.0.0", port=free_port(), open=True)
-    app._start(public)
+    ingress.start_ingress(public)
     started["running"] = ("127.0.0.1", public.port)
-    app._start(public)
+    ingress.start_ingress(public)
     with pytest.raises(
         ClusterError, match=r"serves at 0\.0\.0\.0 without TLS already; stop that endpoint, or set serve"
     ):
-        app._start(ServeSettings(port=public.port))
+        ingress.start_ingress(ServeSettings(port=public.port))
     with pytest.raises(ClusterError, match=r"serves at 0\.0\.0\.0 without TLS already"):
-        app._start(public.model_copy(update={"tls": TlsSettings(certificate="c", key="k")}))
+        ingress.start_ingress(public.model_copy(update={"tls": TlsSettings(certificate="c", key="k")}))
     del started["address"]
     started["running"] = ("0.0.0.0", public.port)
     with pytest.raises(ClusterError, match=r"serves at 0\.0\.0\.0 without TLS already"):
-        app._start(ServeSettings(port=public.port))
+        ingress.start_ingress(ServeSettings(port=public.port))
 
 
 def free_port() -> int:
@@ -222,7 +222,7 @@ def proxied(folder: Path, replica: str | None, tls: TlsSettings | None) -> Itera
     # Their ports may be another's on this machine.
     text = path.read_text().replace(f"bind :{configuration.metrics_port}", f"bind unix@{folder}/metrics")
     path.write_text(text.replace(f"bind *:{configuration.stats_port}", f"bind unix@{folder}/stats"))
-    starter = write_starter(folder / "a folder", 1, listen=("127.0.0.2", port), tls=tls)
+    starter = write_starter(folder / "a folder", 1, listen=("127.0.0.2", port), tls=tls, max_wait_s=2)
     with subprocess.Popen([starter, "-db", "-f", str(path)], stderr=subprocess.PIPE) as process:
         try:
             deadline = time.monotonic() + 10

@@ -41,7 +41,7 @@ def haproxy(folder: Path, replica: str | None, *, rests: bool) -> Iterator[str]:
     route = "use_backend http-shoal" if replica else ""
     configuration = folder / "haproxy.cfg"
     configuration.write_text(CONFIGURATION.format(port=port, route=route, backend=backend))
-    starter = write_starter(folder, 1, rests_with_bodies_of=1000 if rests else None)
+    starter = write_starter(folder, 1, rests_with_bodies_of=1000 if rests else None, max_wait_s=2)
     url = f"http://127.0.0.1:{port}"
 
     def listens() -> bool:
