@@ -30,14 +30,15 @@ SHARED_PATHS = ("/v1/classify", "/predict", "/")
 """What goes through the replicas' queues."""
 
 _SHED = SHED.lower().encode()
-_LONGEST_MOMENT_S = 0.1
-_SHARE_OF_QUEUE = 0.1
+_LONGEST_MOMENT_S = 1.0
+_SHARE_OF_QUEUE = 0.25
+"""Of a full queue, what may be worked off while HAProxy refuses."""
 _LINE = "    "
 
 
 def moment_s(max_wait_s: float) -> float:
     """For how long HAProxy refuses after a replica did, where a full queue holds `max_wait_s`."""
-    return max(min(_LONGEST_MOMENT_S, max_wait_s * _SHARE_OF_QUEUE / 2), 0.005)
+    return min(_LONGEST_MOMENT_S, max_wait_s * _SHARE_OF_QUEUE)
 
 
 def sheds_at_front() -> bool:
@@ -52,7 +53,7 @@ def shed_of(scope: Scope) -> int:
 
 def is_lasting(wait_s: float, max_wait_s: float) -> bool:
     """Whether a queue in which one waits `wait_s` loses little while HAProxy refuses in its stead."""
-    return wait_s * _SHARE_OF_QUEUE >= moment_s(max_wait_s)
+    return wait_s >= 2 * moment_s(max_wait_s)
 
 
 def backend_lines(folder: Path) -> list[str]:
