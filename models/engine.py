@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, softmax
+from scipy.special import expit
 from tokenizers import Encoding, Tokenizer
 
 from models.batches import group_by_length
@@ -278,7 +278,11 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
 
 
 def _probabilities(logits: FloatArray, column: LabelColumn) -> FloatArray:
-    found: FloatArray = expit(logits) if column.multi else softmax(logits, axis=-1)
+    if column.multi:
+        found: FloatArray = expit(logits)
+    else:  # SciPy's softmax does the same, but takes five times as long for one text
+        found = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        found /= found.sum(axis=-1, keepdims=True)
     return found
 
 

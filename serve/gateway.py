@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from models.engine import Engine
 from serve import dialects
 from serve.answering import Answerer, Outputs
 from serve.dialects import InferenceRequest, PredictRequest, Score
+from serve.direct import DirectRoutes
 from serve.documentation import declare_security, serve_documentation
 from serve.drift import DriftMonitor
 from serve.explaining import Explanations, LoadExplainer, add_explain_route
@@ -164,7 +166,8 @@ def build_gateway(
         async def answer(body: bytes, timeout_s: float | None) -> Response:
             outputs = await computed(request, *shape.parse(body), timeout_s)
             results = answers_as_json(outputs.answers)
-            return JSONResponse({"model": name, "version": version, "results": results})
+            said = to_json({"model": name, "version": version, "results": results})
+            return Response(said, media_type="application/json")
 
         return await answered(request, answer)
 
@@ -237,6 +240,7 @@ def build_gateway(
         others = await other_metrics() if other_metrics else ()
         return PlainTextResponse(merged([metrics.page(), *others]), media_type="text/plain; version=0.0.4")
 
+    app.add_middleware(DirectRoutes, handlers={"/v1/classify": classify, "/predict": predict, "/": infer})
     app.state.batcher = answerer.batcher
     app.state.metrics = metrics
     return app
