@@ -7,6 +7,7 @@ that changes a copy of it:
 - a client has a limited time to send its headers (Ray sets none);
 - a request to change the protocol (WebSocket, HTTP/2) is a plain request, whose body uvicorn would otherwise lose;
 - it ends with its cluster, however that ended, instead of holding the port and answering for nobody;
+- if it is killed, another one stands in within a few hundredths of a second, where Ray takes a dozen seconds;
 - where no replica answers, a client gets 503 with Retry-After, not a plain 500, and not the 404 of an HAProxy that was
   just started anew and has not been told of replicas yet;
 - what HAProxy and uvicorn say by themselves of a request is problem+json like all else. (What HAProxy cannot even
@@ -66,14 +67,41 @@ for argument do
             sed -i {resting} "$argument.mended" || exit 1
         fi
         argument="$argument.mended"
+        mended="$argument"
     fi
     previous="$argument"
     set -- "$@" "$argument"
 done
 raylet=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$PPID/status")
 [ -z "$raylet" ] || (while kill -0 "$raylet" && kill -0 $$; do sleep 1; done; kill $$) < /dev/null > /dev/null 2>&1 &
+
+# The lock is held for as long as HAProxy lives. Should it be killed, another one stands in at once, until Ray has
+# noticed and starts one, which tells it to go. Ray must not take it for its own, so it has no admin socket.
+cd {folder} || exit 1
+rm -f stopped
+echo $$ > current
+exec 9> "$$.alive"
+flock -n 9
+(
+    exec 9>&-
+    flock "$$.alive" true
+    rm -f "$$.alive"
+    [ "$(cat current)" = $$ ] && [ ! -e stopped ] && kill -0 "$raylet" || exit
+    sed '/^ *stats socket /d' "$mended" > stand-in.cfg
+    timeout -s USR1 {stand_in_s} {binary} -db -f stand-in.cfg &
+    echo $! > stand-in.pid
+    while kill -0 "$raylet" && kill -0 $!; do sleep 1; done
+    kill $!
+) < /dev/null > /dev/null 2>&1 &
+if [ -e stand-in.pid ]; then
+    set -- "$@" -sf "$(cat stand-in.pid)"
+    rm stand-in.pid
+fi
 exec {binary} "$@"
 """
+
+_STAND_IN_S = 60
+"""Ray starts another HAProxy within 12 s."""
 
 
 def write_starter(
@@ -118,17 +146,25 @@ def write_starter(
     edits.append(r"s/http-request return status 404 content-type text\/plain .*/http-request deny deny_status 404/")
     edits += [rf"/^backend http-/a\    {line}" for line in backend_lines(folder)]
     edits += [rf"$a\{line}" for line in tables(max_wait_s)]
-    script = folder / "haproxy"
+    script = folder / "start-haproxy"  # not the name of what it starts, by which that one may be killed
     resting = ["s/^//"] if rests_with_bodies_of is None else _resting_edits(folder, rests_with_bodies_of)
     text = _SCRIPT.format(
         edits=_flags(edits),
         untold=_flags(["s/http-request deny deny_status 404/http-request deny deny_status 503/"]),
         resting=_flags(resting),
+        folder=shlex.quote(str(folder.absolute())),
+        stand_in_s=_STAND_IN_S,
         binary=shlex.quote(get_haproxy_binary()),
     )
     script.write_text(text, encoding="utf-8")
     script.chmod(0o755)
     return script
+
+
+def expect_end(folder: Path) -> None:
+    """Lets the HAProxy that was started from this folder end without another one standing in."""
+    if folder.is_dir():
+        (folder / "stopped").touch()
 
 
 def _resting_edits(folder: Path, max_body_bytes: int) -> list[str]:

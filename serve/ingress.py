@@ -15,7 +15,7 @@ from cluster.connect import is_own
 from cluster.store import ClusterError
 from models.settings import InputError
 from serve.exposure import check_ingress
-from serve.haproxy import write_starter
+from serve.haproxy import expect_end, write_starter
 from serve.settings import ServeSettings
 
 _NAMESPACE, _ADDRESS = "shoal-endpoint", b"address"
@@ -54,9 +54,9 @@ def start_ingress(settings: ServeSettings) -> bool:
             f"serve.host is {settings.host}, where the replicas of a cluster of {nodes} nodes cannot be reached; "
             "set serve.host=0.0.0.0, make API keys (`shoal keys create NAME`), and mind the firewall."
         )
-    session = getattr(ray._private.worker, "_global_node", None)
     # Where nodes come and go, each has an HAProxy of its own, as Ray starts it.
-    alone = session is not None and nodes == 1 and (settings.on_loopback or is_own())
+    folder = _folder()
+    alone = folder is not None and nodes == 1 and (settings.on_loopback or is_own())
     check_ingress(settings, alone=alone)
     running = _running_address()
     if running is None:
@@ -64,13 +64,12 @@ def start_ingress(settings: ServeSettings) -> bool:
     else:
         _require_same_address(settings, *running)
     variables, host = dict(_PROXY), settings.host
-    if alone and session is not None:
+    if alone and folder is not None:
         listen = None
         if settings.tls is not None or not settings.on_loopback:
             listen = settings.host, settings.port
         if not settings.on_loopback:
             host = "127.0.0.1"  # Of all that listens, HAProxy alone is to be reached from elsewhere.
-        folder = Path(session.get_session_dir_path()) / "shoal-haproxy"
         at_rest = settings.max_body_bytes if settings.min_replicas == 0 else None
         starter = write_starter(
             folder,
@@ -88,13 +87,22 @@ def start_ingress(settings: ServeSettings) -> bool:
     )
     address = json.dumps([settings.host, settings.tls is not None])
     _internal_kv_put(_ADDRESS, address.encode(), overwrite=True, namespace=_NAMESPACE)
-    return alone and session is not None
+    return alone
 
 
 def stop_ingress() -> None:
     """Takes down all that Serve runs, its HAProxy too."""
+    folder = _folder()
+    if folder is not None:
+        expect_end(folder)
     ray_serve.shutdown()
     _internal_kv_del(_ADDRESS, namespace=_NAMESPACE)
+
+
+def _folder() -> Path | None:
+    """Of what HAProxy is started with; None where this process is not on one of the cluster's nodes."""
+    node = getattr(ray._private.worker, "_global_node", None)
+    return None if node is None else Path(node.get_session_dir_path()) / "shoal-haproxy"
 
 
 def url_of(settings: ServeSettings) -> str:

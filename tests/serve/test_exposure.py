@@ -29,7 +29,7 @@ from recipes.endpoint import KEY_VARIABLE, ask, key_to_ask_with
 from serve import ingress
 from serve.exposure import check_certificate, check_exposure, check_ingress
 from serve.guard import Guard
-from serve.haproxy import write_starter
+from serve.haproxy import expect_end, write_starter
 from serve.keys import create_key, revoke_key
 from serve.known_keys import KnownKeys
 from serve.rates import TokenBuckets
@@ -113,11 +113,11 @@ def test_on_one_machine_haproxy_alone_is_reached_from_elsewhere(started: dict[st
     port = free_port()
     ingress.start_ingress(ServeSettings(host="0.0.0.0", port=port))
     assert (started["http_options"].host, started["http_options"].port) == ("127.0.0.1", port)
-    starter = (tmp_path / "shoal-haproxy" / "haproxy").read_text()
+    starter = (tmp_path / "shoal-haproxy" / "start-haproxy").read_text()
     assert f"bind 0.0.0.0:{port}|" in starter
     ingress.start_ingress(ServeSettings(port=port))
     assert started["http_options"].host == "127.0.0.1"
-    assert "bind 0.0.0.0" not in (tmp_path / "shoal-haproxy" / "haproxy").read_text()
+    assert "bind 0.0.0.0" not in (tmp_path / "shoal-haproxy" / "start-haproxy").read_text()
 
 
 def test_on_a_cluster_that_nodes_join_each_has_rays_own(
@@ -234,6 +234,7 @@ def proxied(folder: Path, replica: str | None, tls: TlsSettings | None) -> Itera
                 time.sleep(0.01)
             yield port
         finally:
+            expect_end(folder / "a folder")
             process.kill()
 
 

@@ -219,8 +219,8 @@ def test_a_killed_replica_loses_no_request(two: str) -> None:
     assert asked.retried <= 3, "those that were on their way to the dead one more often than HAProxy tries"
 
 
-def test_a_killed_gateway_is_back_within_seconds(two: str) -> None:
-    with asking(two, pause_s=1, tries=30, unavailable=True) as asked:
+def test_a_killed_gateway_costs_a_client_one_retry_at_most(two: str) -> None:
+    with asking(two, pause_s=0.3) as asked:
         time.sleep(1)
         for process in processes("haproxy"):
             with contextlib.suppress(ProcessLookupError):
@@ -233,6 +233,8 @@ def test_a_killed_gateway_is_back_within_seconds(two: str) -> None:
             return False
 
         print(f"It answers after {0.5 + wait_until(answers):.1f} s.")
-        time.sleep(1)
+        time.sleep(20)  # Ray starts one of its own meanwhile
+        assert len(processes("haproxy")) == 1
     print(asked)
     assert set(asked.statuses) == {200}
+    assert 0 < asked.retried <= 20

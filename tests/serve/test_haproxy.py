@@ -2,17 +2,21 @@
 
 import contextlib
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
-from serve.haproxy import write_starter
+from serve.haproxy import expect_end, write_starter
 from tests.serve.endpoint import post, problem_of, raw
 from tests.serve.test_app import free_port, wait_until
 
 CONFIGURATION = """
+global
+    stats socket {folder}/admin.sock
 defaults
     mode http
     timeout client 5s
@@ -40,7 +44,7 @@ def haproxy(folder: Path, replica: str | None, *, rests: bool) -> Iterator[str]:
     backend = BACKEND.format(name=replica, port=free_port()) if replica else ""
     route = "use_backend http-shoal" if replica else ""
     configuration = folder / "haproxy.cfg"
-    configuration.write_text(CONFIGURATION.format(port=port, route=route, backend=backend))
+    configuration.write_text(CONFIGURATION.format(folder=folder, port=port, route=route, backend=backend))
     starter = write_starter(folder, 1, rests_with_bodies_of=1000 if rests else None, max_wait_s=2)
     url = f"http://127.0.0.1:{port}"
 
@@ -54,6 +58,7 @@ def haproxy(folder: Path, replica: str | None, *, rests: bool) -> Iterator[str]:
             wait_until(listens)
             yield url
         finally:
+            expect_end(folder)
             process.kill()
 
 
@@ -84,3 +89,37 @@ def test_before_it_is_told_of_replicas_it_says_so_and_not_that_there_is_nothing(
     with haproxy(tmp_path, None, rests=True) as url:
         answer = httpx.post(f"{url}/v1/classify", json={"texts": ["late"]})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_if_it_is_killed_another_stands_in_until_the_next_takes_over(tmp_path: Path) -> None:
+    def answers() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/v1/model").status_code == 503
+        return False
+
+    with haproxy(tmp_path, "SERVE_REPLICA--shoal-Classifier-1", rests=False) as url:
+        (first,) = listeners(tmp_path)
+        first.kill()
+        wait_until(answers)
+        (other,) = listeners(tmp_path)
+        assert other.pid != first.pid
+        assert "stats socket" not in (tmp_path / "stand-in.cfg").read_text()
+        with subprocess.Popen([tmp_path / "start-haproxy", "-db", "-f", tmp_path / "haproxy.cfg"]) as process:
+            try:
+                wait_until(lambda: [each.pid for each in listeners(tmp_path)] == [process.pid])
+                assert answers()
+                expect_end(tmp_path)
+            finally:
+                process.kill()
+        time.sleep(1)
+        assert not listeners(tmp_path), "its end was expected"
+
+
+def listeners(folder: Path) -> list[psutil.Process]:
+    """The HAProxys that run with a configuration of the folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "haproxy" and process.cwd() == str(folder):
+                found.append(process)
+    return found

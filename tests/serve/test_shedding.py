@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve.haproxy import write_starter
+from serve.haproxy import expect_end, write_starter
 from serve.shedding import FULL, SHED, is_lasting, moment_s
 from tests.serve.test_app import free_port, wait_until
 from tests.serve.test_haproxy import CONFIGURATION
@@ -72,7 +72,7 @@ def front(folder: Path, behind: list[Replica]) -> Iterator[httpx.Client]:
     servers = "".join(f"    server r{number} 127.0.0.1:{each.server_port}\n" for number, each in enumerate(behind))
     configuration = folder / "haproxy.cfg"
     route = "use_backend http-shoal"
-    configuration.write_text(CONFIGURATION.format(port=port, route=route, backend=BACKEND + servers))
+    configuration.write_text(CONFIGURATION.format(folder=folder, port=port, route=route, backend=BACKEND + servers))
     starter = write_starter(folder, 1, max_wait_s=2)
     with (
         subprocess.Popen([starter, "-db", "-f", configuration]) as process,
@@ -88,6 +88,7 @@ def front(folder: Path, behind: list[Replica]) -> Iterator[httpx.Client]:
             wait_until(listens)
             yield client
         finally:
+            expect_end(folder)
             process.kill()
 
 
@@ -134,4 +135,4 @@ def test_where_one_replica_has_room_all_are_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("max_wait_s", "wait_s", "lasting"), [(2, 1.9, True), (2, 0.5, False), (0.1, 0.09, True)])
 def test_a_queue_outlasts_the_moment(max_wait_s: float, wait_s: float, lasting: bool) -> None:
     assert is_lasting(wait_s, max_wait_s) == lasting
-    assert moment_s(max_wait_s) <= 0.1
+    assert moment_s(max_wait_s) <= max_wait_s / 4
