@@ -75,7 +75,7 @@ def serve_model(
     table = next_table(model=model.as_json(), others=at, candidate=None)
     try:
         if others:
-            _run(_versions(settings, store), VERSIONS, None)
+            _deploy_versions(settings, store)
         application = Classifier.options(**_options(settings, store, APPLICATION, sheds=sheds)).bind(settings)  # type: ignore[attr-defined]
         _run(application, APPLICATION, "/")
         await_replicas(table)
@@ -101,13 +101,20 @@ def start_versions(settings: ServeSettings, store: UPath | None = None) -> None:
     Raises:
         ClusterError: they do not start.
     """
-    if running_replicas(VERSIONS):
-        return
-    # Not to wait for ever: on a full cluster there may never be room.
-    ray_serve.api._run(_versions(with_names(settings), store), _blocking=False, name=VERSIONS, route_prefix=None)
+    if not running_replicas(VERSIONS):
+        _deploy_versions(with_names(settings), store)
+
+
+def _deploy_versions(settings: ServeSettings, store: UPath | None) -> None:
+    """Starts the replicas that hold other versions, or others in their place. Does not wait for ever: on a full cluster
+    there may never be room.
+    """
+    ray_serve.api._run(_versions(settings, store), _blocking=False, name=VERSIONS, route_prefix=None)
     until = time.monotonic() + _ROOM_S
-    while not running_replicas(VERSIONS):
+    while True:
         application = ray_serve.status().applications.get(VERSIONS)
+        if application is not None and application.status == ApplicationStatus.RUNNING and running_replicas(VERSIONS):
+            return
         if application is None or application.status == ApplicationStatus.DEPLOY_FAILED:
             raise ClusterError(
                 f"replicas for other versions do not start: {_reason(VERSIONS) or 'they were taken away'}"
