@@ -178,14 +178,16 @@ def highest_rate(url: str, bodies: Path, start: float, limit_ms: float, seconds:
 def windows(trace: Path, seconds: float, width: float = 1.0) -> list[float]:
     """The 99th percentile of the latencies, in ms, of the requests that were due in each `width` seconds.
 
-    Infinite where one of them was not answered with 200.
+    Infinite where one of them was not answered with 200, 0 where none was due.
     """
     rows = json.loads(trace.read_text(encoding="utf-8"))
     found = []
     for start in np.arange(0, seconds, width):
         inside = [row for row in rows if start <= row[0] < start + width]
-        good = all(status == 200 for _, _, status in inside)
-        found.append(float(np.percentile([row[1] for row in inside], 99)) * 1e3 if inside and good else math.inf)
+        if not all(status == 200 for _, _, status in inside):
+            found.append(math.inf)
+        else:
+            found.append(float(np.percentile([row[1] for row in inside] or [0.0], 99)) * 1e3)
     return found
 
 

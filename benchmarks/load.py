@@ -57,6 +57,7 @@ class _Connection(asyncio.Protocol):
         self._wanted = -1
         self._status = 0
         self._due = 0.0
+        self._chunked = False
         self._busy = False
         self._transport: asyncio.Transport | None = None
 
@@ -82,8 +83,10 @@ class _Connection(asyncio.Protocol):
             start = head.find(b"content-length:")
             length = int(head[start + 15 :].split(b"\r\n", 1)[0]) if start >= 0 else 0
             self._wanted = end + 4 + length
+            self._chunked = b"transfer-encoding: chunked" in head
             self._closing = b"connection: close" in head
-        if len(self._answer) >= self._wanted:
+        whole = self._answer.endswith(b"0\r\n\r\n") if self._chunked else len(self._answer) >= self._wanted
+        if whole:
             self._busy = False
             self._load.answered(self._due, self._status, None if self._closing else self)
 
