@@ -124,7 +124,7 @@ def _await_answer(url: str, server: Server, process: "subprocess.Popen[bytes]", 
     deadline = time.monotonic() + 180
     while True:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"{server.name} does not start; see {log}")
+            raise SystemExit(f"{server.name} does not start:\n{log.read_text(errors='replace')[-3000:]}")
         try:
             request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
             urllib.request.urlopen(request, timeout=30).close()
