@@ -49,8 +49,8 @@ _CHAIN = re.compile(r"&(?:(?:amp|AMP|#0{0,9}38|#[xX]0{0,9}26);){8,}")
 _ROUNDS = 16
 # ftfy costs 10 us for the shortest line. Up to here looking for the lines that need it costs more than it saves.
 _FEW_LINES = 8
-_FEW_TEXTS = 512
-"""Up to as many, Arrow takes longer than Python."""
+_FEW_TEXTS, _FEW_CHARACTERS = 512, 4096
+"""Up to as many texts, and characters of texts that are not in ASCII, Arrow takes longer than Python."""
 _CONTROLS = re.compile(r"[^\t\n\r -~]")
 _ODD_SPACE = r"[\t\n\x0b\f\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 _SPACES = f"[ {_ODD_SPACE[1:]}+"
@@ -72,7 +72,7 @@ class TextSettings(Settings):
 def cleaned(texts: Sequence[str], settings: TextSettings) -> list[str]:
     """The texts, repaired, normalised and freed of personal data as the settings say."""
     result: list[str]
-    if len(texts) <= _FEW_TEXTS:
+    if _are_few(texts):
         result = [_cleaned_one(text, settings) for text in texts]
     else:
         array = pa.array(texts, pa.string())
@@ -93,6 +93,10 @@ def _cleaned_one(text: str, settings: TextSettings) -> str:
         # By Arrow here too: Python knows another version of Unicode.
         text = pc.utf8_normalize(pa.array([text], pa.string()), form=settings.normalise)[0].as_py()
     return " ".join(text.split())  # _SPACES is what `split` splits at
+
+
+def _are_few(texts: Sequence[str]) -> bool:
+    return len(texts) <= _FEW_TEXTS and sum(len(text) for text in texts if not text.isascii()) <= _FEW_CHARACTERS
 
 
 def _is_suspect(text: str) -> bool:
@@ -164,7 +168,7 @@ def _mended(text: str) -> str:
 def _damaged_lines(lines: list[str]) -> Sequence[bool]:
     if len(lines) <= _FEW_LINES:
         return [True] * len(lines)
-    if len(lines) <= _FEW_TEXTS:
+    if _are_few(lines):
         return [_is_suspect(line) for line in lines]
     found: list[bool] = may_need_repair(pa.array(lines, pa.string())).tolist()
     return found

@@ -6,7 +6,7 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from serve import refusals
+from serve import refusals, shedding
 from serve.exchange import MetricsExchange
 from serve.forwarding import Asked, Reply
 from serve.front import Front
@@ -44,6 +44,7 @@ class Classifier:
         self._front = Front(table, load(table), load, self._ask)
         # By its module: Ray ships this class by value, and with it copies of what it names directly.
         refusals.on_refusal.append(lambda *refusal: self._front.loaded.gateway.state.metrics.request(*refusal))
+        shedding.on_shed.append(lambda requests: self._front.loaded.count_shed(requests))
         exchange.start(lambda: self._front.loaded.page())
         self._front.follow(Reports(replica))
 

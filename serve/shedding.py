@@ -11,9 +11,11 @@ what it refused.
 """
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.problems import MEDIA_TYPE, problem
 
@@ -29,6 +31,10 @@ SHED = "X-Shoal-Shed"
 SHARED_PATHS = ("/v1/classify", "/predict", "/")
 """What goes through the replicas' queues."""
 
+on_shed: list[Callable[[int], None]] = []
+"""Told how many requests HAProxy refused."""
+
+_SHORT_BYTES = 65_536
 _SHED = SHED.lower().encode()
 _LONGEST_MOMENT_S = 1.0
 _SHARE_OF_QUEUE = 0.25
@@ -48,7 +54,22 @@ def sheds_at_front() -> bool:
 
 def shed_of(scope: Scope) -> int:
     """How many requests HAProxy tells that it has refused."""
-    return next((int(value) for name, value in scope["headers"] if name == _SHED), 0)
+    told = next((value for name, value in scope["headers"] if name == _SHED), b"")
+    return int(told) if told.isdigit() and len(told) < 10 else 0
+
+
+class ShedCounter:
+    """ASGI middleware: hands on what HAProxy tells, whatever becomes of the request that it is told with."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] == "http" and (shed := shed_of(scope)):
+            for tell in on_shed:
+                tell(shed)
+        await self._app(scope, receive, send)
 
 
 def is_lasting(wait_s: float, max_wait_s: float) -> bool:
@@ -59,6 +80,8 @@ def is_lasting(wait_s: float, max_wait_s: float) -> bool:
 def backend_lines(folder: Path) -> list[str]:
     """What HAProxy does with the requests to the replicas; writes its pages into `folder`."""
     asks = f"if METH_POST {{ path {' '.join(SHARED_PATHS)} }}"
+    # A large body is on its way while the answer is: closed upon, its client would see a broken connection.
+    short = f"{{ req.hdr_val(content-length) gt 0 }} {{ req.hdr_val(content-length) le {_SHORT_BYTES} }}"
     refused = "if { var(txn.shed) -m bool }"
     plain, other = folder / "429.json", folder / "429-other.json"
     told = {"request_id": "%[var(txn.id)]"}
@@ -71,13 +94,16 @@ def backend_lines(folder: Path) -> list[str]:
         "http-request set-var(txn.servers) nbsrv",
         f"http-request set-var(txn.asks) bool(true) {asks}",
         "http-request track-sc0 str(all) table shoal_shed if { var(txn.asks) -m bool }",
-        "http-request set-var(txn.shed) bool(true) if { var(txn.asks) -m bool } { var(txn.servers) -m int gt 0 } "
-        "{ var(proc.shoal_retry) -m found } { table_cnt(shoal_full),sub(txn.servers) ge 0 }",
+        f"http-request set-var(txn.shed) bool(true) if {{ var(txn.asks) -m bool }} {short} "
+        "{ var(txn.servers) -m int gt 0 } { var(proc.shoal_retry) -m found } "
+        "{ table_cnt(shoal_full),sub(txn.servers) ge 0 }",
         f"http-request sc-inc-gpc0(0) {refused}",
         f"http-request set-var(txn.id) uuid() {refused}",
+        f"http-request set-var(txn.id) req.hdr(X-Request-Id) {refused} "
+        "{ req.hdr(X-Request-Id) -m reg ^[A-Za-z0-9._-]{1,64}$ }",
         f"http-request set-log-level silent {refused}",
-        f"{head} lf-file {_quoted(plain)} {headers} {refused} {{ path /v1/classify }}",
-        f"{head} lf-file {_quoted(other)} {headers} {refused}",
+        f"{head} lf-file {quoted(str(plain))} {headers} {refused} {{ path /v1/classify }}",
+        f"{head} lf-file {quoted(str(other))} {headers} {refused}",
         f"http-request del-header {SHED}",
         f"http-request set-header {SHED} %[sc0_clr_gpc0] if {{ sc0_get_gpc0 gt 0 }}",
         f"http-response track-sc1 srv_name table shoal_full if {{ res.hdr({FULL}) -m found }}",
@@ -90,11 +116,12 @@ def tables(max_wait_s: float) -> list[str]:
     """The end of the configuration."""
     return [
         "backend shoal_full",
-        f"{_LINE}stick-table type string len 128 size 1k expire {moment_s(max_wait_s) * 1000:.0f}ms",
+        f"{_LINE}stick-table type string len 128 size 1k expire {max(1, round(moment_s(max_wait_s) * 1000))}ms",
         "backend shoal_shed",
         f"{_LINE}stick-table type string len 8 size 1 store gpc0",
     ]
 
 
-def _quoted(path: Path) -> str:
-    return f'"{path}"'
+def quoted(word: str) -> str:
+    """One word of HAProxy's configuration."""
+    return '"' + re.sub(r'(["\\$])', r"\\\1", word) + '"'

@@ -93,7 +93,7 @@ def front(folder: Path, behind: list[Replica]) -> Iterator[httpx.Client]:
 
 
 def post(client: httpx.Client, path: str = "/v1/classify", **headers: str) -> httpx.Response:
-    return client.post(path, json={}, headers=headers)
+    return client.post(path, json={}, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def test_what_a_full_replica_refuses_is_refused_before_it(tmp_path: Path) -> None:
@@ -112,13 +112,17 @@ def test_what_a_full_replica_refuses_is_refused_before_it(tmp_path: Path) -> Non
         assert problem["detail"] == "Too many requests wait; try again in 7 s."
         assert problem["request_id"] == shed[0].headers["x-request-id"] != shed[1].headers["x-request-id"]
         assert shed[0].headers["content-type"] == "application/problem+json"
+        assert post(client, X_Request_Id="mine-1").json()["request_id"] == "mine-1"
+        assert post(client, X_Request_Id='"').json()["request_id"] != '"'
+        assert client.post("/v1/classify", content=b" " * 70_000).status_code == 429
+        assert replica.asked == 3, "a large body is read before it is refused"
         assert post(client, "/predict").json()["error_type"] == "overloaded"
         assert post(client, "/v1/explain").status_code == 429, "this is the replica's own answer: it has another queue"
-        assert replica.asked == 3
+        assert replica.asked == 4
         replica.full = False
         time.sleep(1.5 * MOMENT_S)
         assert [post(client).status_code for _ in range(3)] == [200] * 3
-        assert replica.told == [None, None, None, "6", None, None]
+        assert replica.told == [None, None, "7", None, "1", None, None]
 
 
 def test_where_one_replica_has_room_all_are_asked(tmp_path: Path) -> None:
