@@ -75,29 +75,35 @@ done
 raylet=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$PPID/status")
 [ -z "$raylet" ] || (while kill -0 "$raylet" && kill -0 $$; do sleep 1; done; kill $$) < /dev/null > /dev/null 2>&1 &
 
-# The lock is held for as long as HAProxy lives. Should it be killed, and no other hold its own, another one stands in
-# at once, until Ray has noticed and starts one, which tells it to go. Ray must not take it for its own, so it has no
-# admin socket.
+# The lock is held for as long as HAProxy lives.
 cd {folder} || exit 1
 exec 9> "$$.alive"
-if flock -n 9; then (
-    exec 9>&-
-    flock "$$.alive" true || exit
-    rm -f "$$.alive"
-    [ ! -e {stopped} ] && kill -0 "$raylet" || exit
-    for other in *.alive; do [ ! -e "$other" ] || flock -n "$other" true || exit; done
-    sed '/^ *stats socket /d' "$mended" > stand-in.cfg
-    timeout -s USR1 {stand_in_s} {binary} -db -f stand-in.cfg &
-    echo $! > stand-in.pid
-    while kill -0 "$raylet" && kill -0 $!; do sleep 1; done
-    kill $!
-    [ "$(cat stand-in.pid)" != $! ] || rm stand-in.pid
-) < /dev/null > /dev/null 2>&1 & fi
+if flock -n 9; then
+    setsid ./stand-in $$ "$raylet" "$mended" 9>&- < /dev/null > /dev/null 2>&1 &
+fi
 if [ -e stand-in.pid ]; then
     set -- "$@" -sf "$(cat stand-in.pid)"
     rm stand-in.pid
 fi
 exec {binary} "$@"
+"""
+
+_STAND_IN = """#!/bin/sh
+# Waits for the end of an HAProxy: its pid, its raylet's, its configuration. If it was killed and no other lives, it has
+# another stand in at once, until Ray has noticed and starts one, which tells that one to go. Ray must not take it for
+# its own, so it has no admin socket; and this is in a session of its own, since Ray ends all that its actor started.
+started=$(date +%s)
+flock "$1.alive" true || exit
+rm -f "$1.alive"
+[ $(($(date +%s) - started)) -gt 1 ] && [ ! -e {stopped} ] && [ -e "/proc/$2/exe" ] || exit
+for other in *.alive; do [ ! -e "$other" ] || flock -n "$other" true || exit; done
+sed '/^ *stats socket /d' "$3" > stand-in.cfg
+{binary} -db -f stand-in.cfg &
+echo $! > stand-in.pid
+left={stand_in_s}
+while [ -e "/proc/$2/exe" ] && kill -0 $! && [ $left -gt 0 ]; do sleep 1; left=$((left - 1)); done
+kill $!
+[ "$(cat stand-in.pid)" != $! ] || rm stand-in.pid
 """
 
 _STOPPED = "stopped"
@@ -152,17 +158,18 @@ def write_starter(
     edits += [rf"$a\{line}" for line in tables(max_wait_s)]
     script = folder / "start-haproxy"  # not the name of what it starts, by which that one may be killed
     resting = ["s/^//"] if rests_with_bodies_of is None else _resting_edits(folder, rests_with_bodies_of)
+    binary = shlex.quote(get_haproxy_binary())
     text = _SCRIPT.format(
         edits=_flags(edits),
         untold=_flags(["s/http-request deny deny_status 404/http-request deny deny_status 503/"]),
         resting=_flags(resting),
         folder=shlex.quote(str(folder.absolute())),
-        stopped=_STOPPED,
-        stand_in_s=_STAND_IN_S,
-        binary=shlex.quote(get_haproxy_binary()),
+        binary=binary,
     )
-    script.write_text(text, encoding="utf-8")
-    script.chmod(0o755)
+    stand_in = _STAND_IN.format(stopped=_STOPPED, stand_in_s=_STAND_IN_S, binary=binary)
+    for path, words in ((script, text), (folder / "stand-in", stand_in)):
+        path.write_text(words, encoding="utf-8")
+        path.chmod(0o755)
     return script
 
 

@@ -99,12 +99,13 @@ def test_if_it_is_killed_another_stands_in_until_the_next_takes_over(tmp_path: P
 
     with haproxy(tmp_path, "SERVE_REPLICA--shoal-Classifier-1", rests=False) as url:
         (first,) = listeners(tmp_path)
+        time.sleep(2)  # one that never came to work is not stood in for
         first.kill()
         wait_until(answers)
         (other,) = listeners(tmp_path)
         assert other.pid != first.pid
         assert "stats socket" not in (tmp_path / "stand-in.cfg").read_text()
-        with subprocess.Popen([tmp_path / "start-haproxy", "-db", "-f", tmp_path / "haproxy.cfg"]) as process:
+        with subprocess.Popen([tmp_path / "start-haproxy", "-db", "-f", tmp_path / "haproxy.cfg", "-dR"]) as process:
             try:
                 wait_until(lambda: [each.pid for each in listeners(tmp_path)] == [process.pid])
                 assert answers()
