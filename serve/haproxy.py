@@ -91,13 +91,14 @@ exec {binary} "$@"
 _STAND_IN = """#!/bin/sh
 # Waits for the end of an HAProxy: its pid, its raylet's, its configuration. If it was killed and no other lives, it has
 # another stand in at once, until Ray has noticed and starts one, which tells that one to go. Ray must not take it for
-# its own, so it has no admin socket; and this is in a session of its own, since Ray ends all that its actor started.
-started=$(date +%s)
+# its own, so it has no admin socket and none of the inner ports; and this is in a session of its own, since Ray ends all that its actor started.
+# One that never came to work is gone within half a second.
+started=$(date +%s%3N)
 flock "$1.alive" true || exit
 rm -f "$1.alive"
-[ $(($(date +%s) - started)) -gt 1 ] && [ ! -e {stopped} ] && [ -e "/proc/$2/exe" ] || exit
+[ $(($(date +%s%3N) - started)) -gt 500 ] && [ ! -e {stopped} ] && [ -e "/proc/$2/exe" ] || exit
 for other in *.alive; do [ ! -e "$other" ] || flock -n "$other" true || exit; done
-sed '/^ *stats socket /d' "$3" > stand-in.cfg
+sed -e '/^ *stats socket /d' -e '/^ *bind 127.0.0.1:\\({ports}\\)$/d' "$3" > stand-in.cfg
 {binary} -db -f stand-in.cfg &
 echo $! > stand-in.pid
 left={stand_in_s}
@@ -166,7 +167,7 @@ def write_starter(
         folder=shlex.quote(str(folder.absolute())),
         binary=binary,
     )
-    stand_in = _STAND_IN.format(stopped=_STOPPED, stand_in_s=_STAND_IN_S, binary=binary)
+    stand_in = _STAND_IN.format(ports=ports, stopped=_STOPPED, stand_in_s=_STAND_IN_S, binary=binary)
     for path, words in ((script, text), (folder / "stand-in", stand_in)):
         path.write_text(words, encoding="utf-8")
         path.chmod(0o755)

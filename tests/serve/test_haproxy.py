@@ -99,7 +99,7 @@ def test_if_it_is_killed_another_stands_in_until_the_next_takes_over(tmp_path: P
 
     with haproxy(tmp_path, "SERVE_REPLICA--shoal-Classifier-1", rests=False) as url:
         (first,) = listeners(tmp_path)
-        time.sleep(2)  # one that never came to work is not stood in for
+        time.sleep(1)  # one that never came to work is not stood in for
         first.kill()
         wait_until(answers)
         (other,) = listeners(tmp_path)
