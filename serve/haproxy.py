@@ -63,6 +63,11 @@ for argument do
         sed {edits} "$argument" > "$argument.mended" || exit 1
         if ! grep -q '^backend http-' "$argument"; then
             sed -i {untold} "$argument.mended" || exit 1
+            if [ -e {folder}/stand-in.pid ]; then
+                # That one knows of replicas; the next one that is started will, too.
+                sed -i '/^frontend http_frontend/,/^ *bind /{{/^ *bind /d}}' "$argument.mended" || exit 1
+                untold=1
+            fi
         elif ! grep -q '^ *server SERVE_REPLICA' "$argument"; then
             sed -i {resting} "$argument.mended" || exit 1
         fi
@@ -81,7 +86,7 @@ exec 9> "$$.alive"
 if flock -n 9; then
     setsid ./stand-in $$ "$raylet" "$mended" 9>&- < /dev/null > /dev/null 2>&1 &
 fi
-if [ -e stand-in.pid ]; then
+if [ -e stand-in.pid ] && [ -z "$untold" ]; then
     set -- "$@" -sf "$(cat stand-in.pid)"
     rm stand-in.pid
 fi
@@ -91,7 +96,8 @@ exec {binary} "$@"
 _STAND_IN = """#!/bin/sh
 # Waits for the end of an HAProxy: its pid, its raylet's, its configuration. If it was killed and no other lives, it has
 # another stand in at once, until Ray has noticed and starts one, which tells that one to go. Ray must not take it for
-# its own, so it has no admin socket and none of the inner ports; and this is in a session of its own, since Ray ends all that its actor started.
+# its own, so it has no admin socket and none of the inner ports; and this is in a session of its own, since Ray ends all
+# that its actor started.
 # One that never came to work is gone within half a second.
 started=$(date +%s%3N)
 flock "$1.alive" true || exit
