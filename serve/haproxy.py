@@ -95,9 +95,9 @@ exec {binary} "$@"
 
 _STAND_IN = """#!/bin/sh
 # Waits for the end of an HAProxy: its pid, its raylet's, its configuration. If it was killed and no other lives, it has
-# another stand in at once, until Ray has noticed and starts one, which tells that one to go. Ray must not take it for
-# its own, so it has no admin socket and none of the inner ports; and this is in a session of its own, since Ray ends all
-# that its actor started.
+# another stand in at once, until Ray has started one that knows of replicas, which tells that one to go. Ray must not
+# take it for its own, so it has no admin socket and none of the inner ports; and this is in a session of its own, since
+# Ray ends all that its actor started.
 # One that never came to work is gone within half a second.
 started=$(date +%s%3N)
 flock "$1.alive" true || exit

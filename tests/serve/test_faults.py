@@ -238,4 +238,4 @@ def test_a_killed_gateway_costs_a_client_one_retry_at_most(two: str) -> None:
         time.sleep(3)
     print(asked)
     assert set(asked.statuses) == {200}
-    assert 0 < asked.retried <= 20
+    assert asked.retried <= 20
