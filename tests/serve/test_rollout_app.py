@@ -106,7 +106,7 @@ def test_what_cannot_be_loaded_leaves_the_former(url: str, models: dict[int, Ser
 
 def test_other_models_answer_at_their_paths(url: str) -> None:
     for name, version in (("second", "f002"), ("third", "f003"), ("second", "f002")):
-        assert httpx.get(f"{url}/models/{name}/v1/model").json()["version"] == version
+        assert httpx.get(f"{url}/models/{name}/v1/model", timeout=60).json()["version"] == version
         answer = httpx.post(f"{url}/models/{name}/v1/classify", json={"texts": CORPUS}).json()
         assert (answer["version"], len(answer["results"])) == (version, len(CORPUS))
         assert httpx.post(f"{url}/models/{name}/predict", json={"inputs": "late"}).json()[0]["label"]
