@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -53,8 +54,15 @@ def tweets(count: int) -> list[str]:
     return texts[:: len(texts) // count][:count]
 
 
-def make_model(folder: Path) -> None:
-    """MiniLM with a fresh head, and its export."""
+@contextmanager
+def model_folder() -> Iterator[Path]:
+    """MiniLM with a fresh head, and its export, in a folder while the block runs."""
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as scratch:
+        _make_model(Path(scratch))
+        yield Path(scratch)
+
+
+def _make_model(folder: Path) -> None:
     columns = (LabelColumn(name="sentiment", classes=("negative", "neutral", "positive")),)
     encoder = Path(locate(ENCODER).path)
     model = build_classifier(columns, seed=0, pretrained=encoder).eval()

@@ -10,14 +10,12 @@ from another process of the same machine, which takes its part of the processors
 
 import argparse
 import json
-import tempfile
 import time
-from pathlib import Path
 
 from endpoints import (
     highest_rate,
     load_result,
-    make_model,
+    model_folder,
     plain_ray,
     run_load,
     running,
@@ -45,9 +43,7 @@ def main() -> None:
     given = parser.parse_args()
     console = Console()
     table = Table("", "carries, 1/s", "goodput at 1.3 times", "goodput at ten times", "statuses", "p99, ms", "back, s")
-    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as scratch:
-        folder = Path(scratch)
-        make_model(folder)
+    with model_folder() as folder:
         for server in (shoal("onnx"), plain_ray()):
             if given.only and given.only not in server.name:
                 continue

@@ -11,13 +11,11 @@ what is not the engine takes the second core.
 
 import argparse
 import json
-import tempfile
-from pathlib import Path
 
 from endpoints import (
     highest_rate,
     load_result,
-    make_model,
+    model_folder,
     run_load,
     running,
     settled,
@@ -43,9 +41,7 @@ def main() -> None:
     given = parser.parse_args()
     console = Console()
     table = Table("scaled by", "within the limit after, s", "answered with 200", "others")
-    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as scratch:
-        folder = Path(scratch)
-        make_model(folder)
+    with model_folder() as folder:
         bodies = write_bodies(folder / "bodies.jsonl", shoal("onnx"), tweets(512), LIST)
         with running(shoal("onnx", least=1, most=1), folder) as url:
             run_load(url, bodies, 1, 3)

@@ -13,13 +13,23 @@ another process of the same machine.
 import argparse
 import multiprocessing
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from endpoints import HERE, Server, highest_rate, make_model, plain_ray, run_load, running, shoal, tweets, write_bodies
+from endpoints import (
+    HERE,
+    Server,
+    highest_rate,
+    model_folder,
+    plain_ray,
+    run_load,
+    running,
+    shoal,
+    tweets,
+    write_bodies,
+)
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -100,9 +110,7 @@ def main() -> None:
     sizes = {1: given.limit_ms, LIST: given.list_limit_ms}
     header = ["", *(f"{'single texts' if size == 1 else f'lists of {size}'}: {w}" for size in sizes for w in _FIGURES)]
     table = Table(*header)
-    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as scratch:
-        folder = Path(scratch)
-        make_model(folder)
+    with model_folder() as folder:
         for kind in ENGINES:
             alone = [f"{_engine_alone(kind, folder, texts, size, given.seconds):,.0f}" for size in sizes]
             table.add_row(f"engine alone, {kind}", *(cell for each in alone for cell in (each, "", "")))

@@ -76,8 +76,7 @@ def serve_model(
     try:
         if others:
             _deploy_versions(settings, store)
-        application = Classifier.options(**_options(settings, store, APPLICATION, sheds=sheds)).bind(settings)  # type: ignore[attr-defined]
-        _run(application, APPLICATION, "/")
+        _deploy(settings, store, sheds=sheds)
         await_replicas(table)
     except ClusterError:
         if before is not None:
@@ -109,13 +108,16 @@ def _deploy_versions(settings: ServeSettings, store: UPath | None) -> None:
     """Starts the replicas that hold other versions, or others in their place. Does not wait for ever: on a full cluster
     there may never be room.
     """
-    ray_serve.api._run(_versions(settings, store), _blocking=False, name=VERSIONS, route_prefix=None)
+    application: Application = (
+        versions_deployment(settings).options(**_options(settings, store, VERSIONS)).bind(settings)
+    )
+    ray_serve.api._run(application, _blocking=False, name=VERSIONS, route_prefix=None)
     until = time.monotonic() + _ROOM_S
     while True:
-        application = ray_serve.status().applications.get(VERSIONS)
-        if application is not None and application.status == ApplicationStatus.RUNNING and running_replicas(VERSIONS):
+        found = ray_serve.status().applications.get(VERSIONS)
+        if found is not None and found.status == ApplicationStatus.RUNNING and running_replicas(VERSIONS):
             return
-        if application is None or application.status == ApplicationStatus.DEPLOY_FAILED:
+        if found is None or found.status == ApplicationStatus.DEPLOY_FAILED:
             raise ClusterError(
                 f"replicas for other versions do not start: {_reason(VERSIONS) or 'they were taken away'}"
             )
@@ -133,18 +135,12 @@ def stop_versions() -> None:
     ray_serve.delete(VERSIONS)
 
 
-def _versions(settings: ServeSettings, store: UPath | None) -> Application:
-    application: Application = (
-        versions_deployment(settings).options(**_options(settings, store, VERSIONS)).bind(settings)
-    )
-    return application
-
-
-def _run(application: Application, name: str, route_prefix: str | None) -> None:
+def _deploy(settings: ServeSettings, store: UPath | None, *, sheds: bool) -> None:
+    options = _options(settings, store, APPLICATION, sheds=sheds)
     try:
-        ray_serve.run(application, name=name, route_prefix=route_prefix)
+        ray_serve.run(Classifier.options(**options).bind(settings), name=APPLICATION, route_prefix="/")  # type: ignore[attr-defined]
     except RuntimeError as error:
-        raise ClusterError(f"the endpoint does not start: {_reason(name) or error}") from error
+        raise ClusterError(f"the endpoint does not start: {_reason(APPLICATION) or error}") from error
 
 
 def _options(settings: ServeSettings, store: UPath | None, name: str, *, sheds: bool = False) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.problems import MEDIA_TYPE, problem
+from serve.dialects import with_error_members
+from serve.problems import MEDIA_TYPE, ProblemError, problem
 
 VARIABLE = "SHOAL_SHEDS_AT_FRONT"
 """In a replica's environment: before it stands an HAProxy that sheds. Others would let a client say what was shed."""
@@ -84,10 +85,10 @@ def backend_lines(folder: Path) -> list[str]:
     short = f"{{ req.hdr_val(content-length) gt 0 }} {{ req.hdr_val(content-length) le {_SHORT_BYTES} }}"
     refused = "if { var(txn.shed) -m bool }"
     plain, other = folder / "429.json", folder / "429-other.json"
+    refusal = ProblemError(429, "Too many requests wait; try again in %[var(proc.shoal_retry)] s.")
     told = {"request_id": "%[var(txn.id)]"}
-    detail = "Too many requests wait; try again in %[var(proc.shoal_retry)] s."
-    plain.write_bytes(problem(429, detail, told))
-    other.write_bytes(problem(429, detail, {"error": detail, "error_type": "overloaded", **told}))
+    plain.write_bytes(problem(429, refusal.detail, told))
+    other.write_bytes(problem(429, refusal.detail, {**with_error_members(refusal).members, **told}))
     head = f"http-request return status 429 content-type {MEDIA_TYPE}"
     headers = "hdr Retry-After %[var(proc.shoal_retry)] hdr X-Request-Id %[var(txn.id)]"
     return [
