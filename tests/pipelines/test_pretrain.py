@@ -196,10 +196,12 @@ def test_an_encoder_goes_on_learning_with_a_new_head(run: Run, tmp_path: Path) -
     before.save_pretrained(tmp_path / "encoder")
     _, out = run(encoder=str(tmp_path / "encoder"), steps=3, learning_rate=1e-5, dropout=0.0)
     after = AutoModelForMaskedLM.from_pretrained(out / "model")
+    # A key's bias adds the same to all scores of a row: softmax leaves it no gradient but rounding.
+    unmoved = ("token_type_embeddings.weight", "attention.self.key.bias")
     for name, weight in before.named_parameters():
         if not name.startswith("pooler"):
-            moved = (after.bert.get_parameter(name) - weight).abs().max()
-            assert 0 < float(moved) < 1e-3 or name.endswith("token_type_embeddings.weight"), name
+            moved = (after.bert.get_parameter(name) - weight).detach().abs().max()
+            assert float(moved) < 1e-3 and (moved > 0 or name.endswith(unmoved)), name
     again = AutoModelForSequenceClassification.from_pretrained(out / "model")
     assert torch.equal(again.bert.pooler.dense.weight, before.pooler.dense.weight), "a classifier may want it"
     assert again.config.hidden_dropout_prob == 0.1, "pretrain.dropout is of the pretraining alone"
