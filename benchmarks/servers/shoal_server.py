@@ -18,9 +18,9 @@ def scale_by_default(settings: ServeSettings) -> None:
     """The same endpoint, scaled as Ray Serve does it where nothing is said: by requests in progress."""
     ours = app._options
 
-    def options(*arguments: Any) -> dict[str, Any]:
+    def options(*arguments: Any, **named: Any) -> dict[str, Any]:
         default = AutoscalingConfig(min_replicas=settings.min_replicas, max_replicas=settings.max_replicas)
-        return {**ours(*arguments), "autoscaling_config": default}
+        return {**ours(*arguments, **named), "autoscaling_config": default}
 
     app._options = options
 
