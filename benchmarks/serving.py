@@ -40,7 +40,7 @@ from models.torch_engine import load_torch_engine
 LIST = 32
 ENGINES: dict[str, Callable[[Path], Any]] = {
     "torch": lambda folder: load_torch_engine(folder / "model", threads=1),
-    "int8": lambda folder: load_onnx_engine(folder / "onnx", threads=1),
+    "int8": lambda folder: load_onnx_engine(folder / "onnx"),
 }
 
 

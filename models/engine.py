@@ -74,7 +74,7 @@ class Answer:
 
 
 class Engine(ABC):
-    """A classifier that is loaded. Not for use by several threads at once, but for `encode`."""
+    """A classifier that is loaded. For use by as many threads at once as it has lanes; `encode`, by any number."""
 
     name: str
     """Of the library that computes: torch or onnx."""
@@ -86,6 +86,8 @@ class Engine(ABC):
     whatever the batch."""
     turn_tokens: int | None = None
     """Where nothing is ever padded: the tokens beyond which a larger batch is no faster; None where it always is."""
+    lanes: int = 1
+    """Batches that may be computed at once."""
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class EnsembleEngine(Engine):
         self.max_padding = min(padding) if padding else None
         turns = [each.turn_tokens for each in members if each.turn_tokens is not None]
         self.turn_tokens = min(turns) if turns else None
+        self.lanes = min(each.lanes for each in members)
 
     def forward(self, batch: Sequence[Encoded]) -> FloatArray:
         """One batch as it is: float32 [texts, total_classes]."""

@@ -146,7 +146,7 @@ def _compare(
     rows = rows.slice(0, task.settings.max_texts)  # The order is a shuffled one.
     engines = [
         load_torch_engine(model, precision=task.settings.precision, threads=1, temperature=temperature),
-        *(load_onnx_engine(each.folder, threads=1, temperature=temperature) for each in exported),
+        *(load_onnx_engine(each.folder, temperature=temperature) for each in exported),
     ]
     sizes = [
         folder_bytes(model, [".safetensors"]),

@@ -71,6 +71,7 @@ class Answerer:
             metrics.batch,
             settings.max_wait_s,
             turn_tokens=engine.turn_tokens,
+            lanes=engine.lanes,
         )
         self._metrics = metrics
         self._drift = drift

@@ -5,8 +5,9 @@ have waited longest after it stand beside it, of whatever length; else those wai
 the budget. So nothing starves: a text with k texts before it is computed after at most k batches, however long or
 short the others are. Nothing ever waits for a batch to fill.
 
-The computing happens in a thread of its own, one batch at a time; meanwhile texts gather. Whoever gave up
-(a dropped connection) is skipped. A choice costs a sort of at most `WINDOW` lengths; none where nothing is padded.
+The computing happens in threads of its own, the lanes, each with one batch at a time; meanwhile texts gather. Whoever
+gave up (a dropped connection) is skipped. A choice costs a sort of at most `WINDOW` lengths; none where nothing is
+padded.
 
 How long a text would wait is predicted: the tokens before it by the tokens a second that the engine has lately
 computed. Who would wait longer than is allowed, or than the client itself allows, is told at once.
@@ -86,7 +87,7 @@ class Batcher:
     """Gathers the texts of all requests and computes them batch by batch, in the running event loop.
 
     Args:
-        compute: one batch in, float32 [texts, classes] out; called in a thread, never twice at once.
+        compute: one batch in, float32 [texts, classes] out; called in a thread, never more than `lanes` times at once.
         batch_tokens: tokens of a batch at most, padding included.
         max_queued: requests that may be in progress at once.
         max_wait_s: seconds that a request may have to wait before it is computed.
@@ -94,6 +95,7 @@ class Batcher:
         report: told of each batch after it.
         turn_tokens: where nothing is padded, the tokens beyond which a larger batch is no faster: texts beyond them
             come in the next one, and those before them are answered the sooner.
+        lanes: batches that are computed at once.
     """
 
     def __init__(
@@ -106,8 +108,11 @@ class Batcher:
         max_wait_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
         turn_tokens: int | None = None,
+        lanes: int = 1,
     ) -> None:
         self._compute = compute
+        self._free = lanes
+        self._starting = 0
         self._turn_tokens = min(batch_tokens, turn_tokens or batch_tokens)
         self._batch_tokens = batch_tokens
         self._max_queued = max_queued
@@ -117,9 +122,9 @@ class Batcher:
         self.report = report
         self._waiting: deque[_Text] = deque()
         self._requests = 0
-        self.workload = Workload(clock)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._loop_task: asyncio.Task[None] | None = None
+        self.workload = Workload(clock, lanes)
+        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="engine")
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def queued(self) -> int:
@@ -167,14 +172,13 @@ class Batcher:
             raise ValueError("a request has at least one text")
         loop = asyncio.get_running_loop()
         tokens = sum(len(item.ids) for item in items)
-        until = self._clock() + self.workload.wait_s + self.workload.seconds_for(tokens)
+        until = self._clock() + self.workload.wait_s + self.workload.seconds_for(tokens, len(items))
         if deadline is not None and until > deadline:
             raise self._refusal(late=True)
         request = _Request(loop.create_future(), [None] * len(items), deadline, self._clock(), on_start)
         self.workload.submitted(tokens)
         self._waiting.extend(_Text(item, request, position) for position, item in enumerate(items))
-        if self._loop_task is None or self._loop_task.done():
-            self._loop_task = loop.create_task(self._run())
+        self._start(min(self._free, len(items)))
         try:
             return await request.answered
         finally:
@@ -182,26 +186,37 @@ class Batcher:
 
     def close(self) -> None:
         """Stops after the batch under way; requests still waiting are cancelled."""
-        if self._loop_task:
-            self._loop_task.cancel()
+        for task in self._tasks:
+            task.cancel()
         for text in self._waiting:
             text.request.answered.cancel()
         self._waiting.clear()
-        self._thread.shutdown(wait=False)
+        self._threads.shutdown(wait=False)
+
+    def _start(self, lanes: int) -> None:
+        self._free -= lanes
+        self._starting += lanes
+        for _ in range(lanes):
+            task = asyncio.get_running_loop().create_task(self._run())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _run(self) -> None:
+        """One lane, until nothing waits."""
+        self._starting -= 1
         loop = asyncio.get_running_loop()
         while batch := self._next_batch():
             started = self._clock()
             waits = _waits(batch, started)
             try:
-                outputs = await loop.run_in_executor(self._thread, self._compute, [text.item for text in batch])
+                outputs = await loop.run_in_executor(self._threads, self._compute, [text.item for text in batch])
             except Exception as error:
                 for text in batch:
                     if not text.request.answered.done():
                         text.request.answered.set_exception(error)
                 continue
             self._deliver(batch, outputs, self._clock() - started, waits)
+        self._free += 1
 
     def _next_batch(self) -> list[_Text]:
         """Takes the longest waiting text and its batch out of the queue; empty when nothing waits."""
@@ -226,7 +241,9 @@ class Batcher:
         while self._waiting:
             text = self._waiting[0]
             wanted = self._is_wanted(text.request)
-            if wanted and turn and tokens + len(text.item.ids) > self._turn_tokens:
+            full = tokens + len(text.item.ids) > self._turn_tokens
+            # A lane that is about to start is left something to do.
+            if wanted and turn and (full or len(self._waiting) <= self._starting):
                 break
             self._waiting.popleft()
             if wanted:

@@ -3,10 +3,13 @@
 import base64
 import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
+import fastapi_offline
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
 from serve.access import STATIC, is_open, scope_of
@@ -35,6 +38,9 @@ def serve_documentation(app: FastAPI) -> None:
     scripts = re.findall(rb"<script>(.*?)</script>", page.body, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(each).digest()).decode() for each in scripts]
     headers = {"Content-Security-Policy": _POLICY.format(hashes=" ".join(f"'sha256-{each}'" for each in digests))}
+
+    files = StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static")
+    app.mount(STATIC.rstrip("/"), files, name="documentation")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

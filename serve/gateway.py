@@ -11,8 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
-from fastapi_offline import FastAPIOffline
+from fastapi import Request
 from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -21,7 +20,7 @@ from models.engine import Engine
 from serve import dialects
 from serve.answering import Answerer, Outputs
 from serve.dialects import InferenceRequest, PredictRequest, Score
-from serve.direct import DirectRoutes
+from serve.direct import DirectApp
 from serve.documentation import declare_security, serve_documentation
 from serve.drift import DriftMonitor
 from serve.explaining import Explanations, LoadExplainer, add_explain_route
@@ -66,7 +65,7 @@ def build_gateway(
     explainer: LoadExplainer | None = None,
     sampler: Sampler | None = None,
     sheds_at_front: bool = False,
-) -> FastAPI:
+) -> DirectApp:
     """The application that answers for one loaded classifier.
 
     Args:
@@ -103,7 +102,7 @@ def build_gateway(
     answerer = Answerer(engine, settings, metrics, drift, thresholds or {}, sheds_at_front=sheds_at_front)
     shape = RequestShape.of(pair=engine.spec.pair, max_texts=settings.max_texts)
     about = _finite({**(card or {}), **_about(engine, name, version)})
-    app = FastAPIOffline(
+    app = DirectApp(
         title=f"Shoal: {name}",
         version=version,
         description="Classifies texts. Errors are `application/problem+json` with one sentence in `detail`.",
@@ -240,7 +239,7 @@ def build_gateway(
         others = await other_metrics() if other_metrics else ()
         return PlainTextResponse(merged([metrics.page(), *others]), media_type="text/plain; version=0.0.4")
 
-    app.add_middleware(DirectRoutes, handlers={"/v1/classify": classify, "/predict": predict, "/": infer})
+    app.answer_directly({"/v1/classify": classify, "/predict": predict, "/": infer})
     app.state.batcher = answerer.batcher
     app.state.metrics = metrics
     return app

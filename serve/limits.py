@@ -12,6 +12,7 @@ import time
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.direct import PastRay
 from serve.guard import SETTINGS_VARIABLE, process_guard
 from serve.problems import ProblemError, body_too_large
 from serve.refusals import refuse
@@ -86,8 +87,12 @@ def middlewares() -> list[Middleware]:
     """What Ray Serve puts around each replica's HTTP server (it is given this function's import path); the last is
     outermost."""
     settings = ServeSettings.model_validate_json(os.environ[SETTINGS_VARIABLE])
-    limits = Middleware(RequestLimits, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
-    around = [limits, Middleware(Security, guard=process_guard()), Middleware(RequestLog, lines=process_lines())]
+    around = [
+        Middleware(PastRay),
+        Middleware(RequestLimits, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s),
+        Middleware(Security, guard=process_guard()),
+        Middleware(RequestLog, lines=process_lines()),
+    ]
     return [*around, Middleware(ShedCounter)] if sheds_at_front() else around
 
 

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 import fastapi.dependencies.models
-from fastapi import FastAPI
 
+from serve.direct import DirectApp
 from serve.gateway import build_gateway
 from serve.guard import process_store
 from serve.model import ServedModel
@@ -50,7 +50,7 @@ class Loaded:
         own = (model.name, model.version, replica)
         self._sampler = make_sampler(settings.sample, process_store(), engine.spec, own, settings.redact)
         self._replica = replica
-        self.gateway: FastAPI = build_gateway(
+        self.gateway: DirectApp = build_gateway(
             engine,
             settings,
             name=model.name,

@@ -162,7 +162,7 @@ class ServedModel:
             # The notes hold the digests of the other files, and the engine checks those.
             notes = {NOTES: self.onnx_sha256[NOTES]} if NOTES in self.onnx_sha256 else {}
             check_files(UPath(folder), notes, self.onnx)
-            return load_onnx_engine(folder, threads=threads, temperature=self.temperature)
+            return load_onnx_engine(folder, lanes=threads, temperature=self.temperature)
         from models.torch_engine import load_torch_engine
 
         check_files(UPath(folder), self.sha256, self.torch)

@@ -49,7 +49,12 @@ class ServeSettings(ExposureSettings):
     engine: Literal["auto", "torch", "onnx"] = Field(
         "auto", description="What computes; auto takes torch on a GPU, else the export where there is one."
     )
-    cpus: float = Field(1, gt=0, description="CPUs of a replica, and threads of its engine.")
+    cpus: float = Field(
+        1,
+        gt=0,
+        description="CPUs of a replica: so many texts its ONNX engine computes at once, with one set of weights; the "
+        "torch engine shares each batch among them.",
+    )
     gpus: float = Field(0, ge=0, description="GPUs of a replica.")
     precision: Precision = Field(
         "bf16", description="What torch computes in; where a GPU has no bf16, fp16, and fp32 where a CPU has none."

@@ -12,9 +12,9 @@ class Load:
     queued_tokens: int
     """Waiting or computed now."""
     tokens_per_second: float
-    """That the engine computes when it computes; 0 before its first batch."""
+    """That the engine computes when all its lanes do; 0 before its first batch."""
     busy: float
-    """The share of the time that it computed."""
+    """The share of the time that it computed, of all lanes."""
     refused_per_second: float
     """Tokens of requests that were sent away, by the mean of those that were not."""
     requests: int
@@ -22,14 +22,15 @@ class Load:
 
 
 class Workload:
-    """Counts, for one queue; in the thread of its event loop only."""
+    """Counts, for one queue whose batches are computed in `lanes` at once; in the thread of its event loop only."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, lanes: int = 1) -> None:
         self._clock = clock
+        self._lanes = lanes
         self.queued_tokens = 0
         """Of texts that wait or are computed now."""
         self.tokens_per_second = 0.0
-        """That the engine computes when it computes; 0 before its first batch."""
+        """That the engine computes when all its lanes do; 0 before its first batch."""
         self._since = clock()
         self._busy_s = 0.0
         self._refused = 0
@@ -42,9 +43,10 @@ class Workload:
         """The seconds that a text which comes now will wait, as far as can be told."""
         return self.seconds_for(self.queued_tokens)
 
-    def seconds_for(self, tokens: int) -> float:
-        """How long they take to compute; 0 as long as that is not known."""
-        return tokens / self.tokens_per_second if self.tokens_per_second else 0.0
+    def seconds_for(self, tokens: int, texts: int | None = None) -> float:
+        """How long they take to compute, in so many texts or in many; 0 as long as that is not known."""
+        lanes = self._lanes if texts is None else min(texts, self._lanes)
+        return tokens / (self.tokens_per_second * lanes / self._lanes) if self.tokens_per_second else 0.0
 
     def came(self) -> None:
         """A request has come, whatever becomes of it."""
@@ -64,9 +66,9 @@ class Workload:
         self.queued_tokens -= tokens
 
     def computed(self, tokens: int, seconds: float) -> None:
-        """A batch took so long."""
-        self._busy_s += seconds
-        speed = tokens / max(seconds, 1e-6)
+        """A batch took one lane so long."""
+        self._busy_s += seconds / self._lanes
+        speed = self._lanes * tokens / max(seconds, 1e-6)
         self.tokens_per_second = 0.8 * self.tokens_per_second + 0.2 * speed if self.tokens_per_second else speed
 
     def load(self, requests: int) -> Load:

@@ -26,9 +26,8 @@ def running(engine: Engine, settings: ServeSettings, guard: Guard | None = None,
     gateway = build_gateway(engine, settings, **about)
     lines = RequestLines(settings.log_requests)
     lines.describe(gateway.routes, model=about["name"], version=about["version"], replica=about["replica"])
-    gateway.add_middleware(Security, guard=guard)
-    gateway.add_middleware(RequestLog, lines=lines)
-    app = RequestLog(Security(RequestLimits(gateway, settings.max_body_bytes, settings.body_timeout_s), guard), lines)
+    inner = RequestLog(Security(gateway, guard), lines)
+    app = RequestLog(Security(RequestLimits(inner, settings.max_body_bytes, settings.body_timeout_s), guard), lines)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

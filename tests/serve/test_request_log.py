@@ -152,11 +152,10 @@ def test_what_comes_by_rays_own_proxy_has_id_and_line_too(engine: Engine, tmp_pa
     written = RequestLines("all")
     gateway = build_gateway(engine, settings, name="small", version="f00d")
     written.describe(gateway.routes, model="small", version="f00d", replica="r1")
-    gateway.add_middleware(Security, guard=Guard(settings, KnownKeys(UPath(tmp_path))))
-    gateway.add_middleware(RequestLog, lines=written)
+    app = RequestLog(Security(gateway, Guard(settings, KnownKeys(UPath(tmp_path)))), written)
 
     async def asked() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway), base_url="http://shoal") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shoal") as client:
             return await client.post("/v1/classify", content=GOOD, headers={"X-Request-ID": "mine"})
 
     answer = asyncio.run(asked())

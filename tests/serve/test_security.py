@@ -20,6 +20,7 @@ from models.engine import Engine
 from models.settings import InputError
 from models.torch_engine import load_torch_engine
 from serve.access import SCOPES, is_open, scope_of
+from serve.direct import PastRay
 from serve.gateway import build_gateway
 from serve.guard import SETTINGS_VARIABLE, STORE_VARIABLE, Guard, make_guard, network_of, process_guard
 from serve.keys import KEYS, create_key, revoke_key
@@ -351,10 +352,10 @@ def test_what_comes_past_the_first_guard_meets_the_second(
 ) -> None:
     """Ray's own proxy hands requests to the application without the middleware around the replica's server."""
     gateway = build_gateway(engine, SETTINGS, name="small", version="f00d")
-    gateway.add_middleware(Security, guard=Guard(SETTINGS, known))
+    guarded = Security(gateway, Guard(SETTINGS, known))
 
     async def ask(**headers: str) -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway), base_url="http://shoal") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guarded), base_url="http://shoal") as client:
             return await client.get("/v1/model", headers=headers)
 
     assert asyncio.run(ask()).status_code == 401
@@ -396,8 +397,8 @@ def test_a_replica_finds_its_guard_in_the_environment(
     monkeypatch.setenv(STORE_VARIABLE, str(store))
     process_guard.cache_clear()
     try:
-        inner, outer, log = middlewares()
-        assert (inner.cls, outer.cls, log.cls) == (RequestLimits, Security, RequestLog)
+        past, inner, outer, log = middlewares()
+        assert (past.cls, inner.cls, outer.cls, log.cls) == (PastRay, RequestLimits, Security, RequestLog)
         guard = outer.kwargs["guard"]
         assert isinstance(guard, Guard)
         assert process_guard() is guard
