@@ -131,6 +131,11 @@ class Batcher:
         """Requests not yet answered."""
         return self._requests
 
+    @property
+    def _wait_s(self) -> float:
+        """How long a text that comes now will wait."""
+        return 0.0 if self._free and not self._waiting else self.workload.wait_s
+
     def load(self) -> Load:
         """What there was to do since the last call."""
         return self.workload.load(self._requests)
@@ -145,7 +150,7 @@ class Batcher:
             QueueFullError: all `max_queued` places are taken, or it would wait too long.
         """
         self.workload.came()
-        wait = self.workload.wait_s
+        wait = self._wait_s
         late = timeout_s is not None and wait > timeout_s
         if late or wait > self._max_wait_s or self._requests >= self._max_queued:
             raise self._refusal(late=late)
@@ -172,7 +177,7 @@ class Batcher:
             raise ValueError("a request has at least one text")
         loop = asyncio.get_running_loop()
         tokens = sum(len(item.ids) for item in items)
-        until = self._clock() + self.workload.wait_s + self.workload.seconds_for(tokens, len(items))
+        until = self._clock() + self._wait_s + self.workload.seconds_for(tokens, len(items))
         if deadline is not None and until > deadline:
             raise self._refusal(late=True)
         request = _Request(loop.create_future(), [None] * len(items), deadline, self._clock(), on_start)
@@ -204,19 +209,23 @@ class Batcher:
     async def _run(self) -> None:
         """One lane, until nothing waits."""
         self._starting -= 1
-        loop = asyncio.get_running_loop()
-        while batch := self._next_batch():
-            started = self._clock()
-            waits = _waits(batch, started)
-            try:
-                outputs = await loop.run_in_executor(self._threads, self._compute, [text.item for text in batch])
-            except Exception as error:
-                for text in batch:
-                    if not text.request.answered.done():
-                        text.request.answered.set_exception(error)
-                continue
-            self._deliver(batch, outputs, self._clock() - started, waits)
-        self._free += 1
+        try:
+            while batch := self._next_batch():
+                try:
+                    await self._answer(batch)
+                except Exception as error:
+                    for text in batch:
+                        if not text.request.answered.done():
+                            text.request.answered.set_exception(error)
+        finally:
+            self._free += 1
+
+    async def _answer(self, batch: Sequence[_Text]) -> None:
+        started = self._clock()
+        waits = _waits(batch, started)
+        items = [text.item for text in batch]
+        outputs = await asyncio.get_running_loop().run_in_executor(self._threads, self._compute, items)
+        self._deliver(batch, outputs, self._clock() - started, waits)
 
     def _next_batch(self) -> list[_Text]:
         """Takes the longest waiting text and its batch out of the queue; empty when nothing waits."""
@@ -238,12 +247,11 @@ class Batcher:
         """The longest waiting texts, where nothing is gained by what stands beside a text."""
         turn: list[_Text] = []
         tokens = 0
-        while self._waiting:
+        share = math.ceil(len(self._waiting) / (1 + self._starting))  # Lanes that are about to start get theirs.
+        while self._waiting and len(turn) < share:
             text = self._waiting[0]
             wanted = self._is_wanted(text.request)
-            full = tokens + len(text.item.ids) > self._turn_tokens
-            # A lane that is about to start is left something to do.
-            if wanted and turn and (full or len(self._waiting) <= self._starting):
+            if wanted and turn and tokens + len(text.item.ids) > self._turn_tokens:
                 break
             self._waiting.popleft()
             if wanted:

@@ -1,5 +1,6 @@
 """The deployment: each replica holds the HTTP face and the engine, so a plain request crosses no second process."""
 
+import asyncio
 from typing import Any
 
 from ray import serve as ray_serve
@@ -7,6 +8,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serve import refusals, shedding
+from serve.direct import Announced
 from serve.exchange import MetricsExchange
 from serve.forwarding import Asked, Reply
 from serve.front import Front
@@ -54,7 +56,13 @@ class Classifier:
             handle = ray_serve.get_app_handle(VERSIONS)
             handle = handle.options(method_name="respond", multiplexed_model_id=identity)
             self._handles[identity] = handle
-        reply: Reply = await handle.remote(asked)
+        response = handle.remote(asked)
+        try:
+            reply: Reply = await response
+        except asyncio.CancelledError:
+            response.cancel()  # type: ignore[no-untyped-call]
+            # Nobody waits for it any more, so nobody needs to compute it.
+            raise
         return reply
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -63,4 +71,4 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Ray Serve runs."""
-        return RequestLog(Security(self._front, process_guard()), process_lines())
+        return Announced(RequestLog(Security(self._front, process_guard()), process_lines()))

@@ -1,10 +1,10 @@
 """The routes that are asked all day, without what FastAPI and Ray Serve do for each request.
 
-A replica has one thread for all its requests, beside the one that computes, and what it does for a request there is
-what limits how many short texts a replica answers. FastAPI's middleware and routing, its solving of dependencies and
-its exit stacks take as long as all that our handlers do; Ray Serve's own handling (a request's context, its metrics,
-three tasks, a queue of its messages) takes as long again. A request to one of these routes is in need of none of it: it
-is counted, logged, bounded, cancelled and drained by what stands here and around.
+A replica has one thread for all its requests, beside those that compute, and what it does for a request there is what
+limits how many short texts a replica answers. FastAPI's middleware and routing, its solving of dependencies and its
+exit stacks take as long as all that our handlers do; Ray Serve's own handling (a request's context, its metrics, three
+tasks, a queue of its messages) takes as long again. A request to one of these routes is in need of none of it: it is
+counted, logged, bounded, cancelled and drained by what stands here and around.
 """
 
 import asyncio
@@ -58,11 +58,37 @@ class DirectApp(FastAPI):
         await response(scope, receive, send)
 
 
+class Announced:
+    """ASGI application that is `ready` from the beginning to the end of its lifespan, in the event loop that it has.
+
+    Args:
+        app: what answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request, or the lifespan."""
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        ready[loop] = self._app
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            ready.pop(loop, None)
+
+
 class PastRay:
     """ASGI middleware, innermost before Ray's handling: hands requests to the queue to the application that is `ready`.
 
     Where none is in this event loop, as on a cluster whose replicas run their code in a thread of its own, and for all
     else that may be asked, Ray goes on. When a replica stops, the HTTP server itself lets what is under way end.
+
+    Args:
+        app: Ray's handling. A request's first message has its whole body (`serve.limits`).
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -95,6 +121,8 @@ async def _unless_left(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
 
     def cancel(_: "asyncio.Future[Message]") -> None:
         nonlocal cancelled
+        if left.cancelled() or (left.exception() is None and left.result()["type"] != "http.disconnect"):
+            return
         cancelled = True
         task.cancel()
 

@@ -18,7 +18,6 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.access import MODELS, PAGE
-from serve.direct import ready
 from serve.forwarding import SHADOW_HEADER, Asked, Reply, asked_of, body_of
 from serve.loaded import Loaded, free_dropped
 from serve.logs import logger
@@ -79,7 +78,6 @@ class Front:
     async def _live(self, receive: Receive, send: Send) -> None:
         """From the replica's first moment to its last, which Ray tells in ASGI's way."""
         await receive()
-        ready[asyncio.get_running_loop()] = self
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await asyncio.to_thread(self.loaded.close)

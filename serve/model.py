@@ -81,6 +81,7 @@ class ServedModel:
         Raises:
             InputError: there is no classifier, or no export though one is asked for.
         """
+        settings = self._settled(settings)
         for each in self.members:
             each.check(settings)
         if not (self.torch / SPEC).exists():
@@ -101,6 +102,7 @@ class ServedModel:
             InputError: one is missing or not the one that was registered.
             OSError, BotoCoreError: the store cannot be read.
         """
+        settings = self._settled(settings)
         for each in self.members:
             each.verify(settings)
         folder = self._folder(settings)
@@ -113,6 +115,7 @@ class ServedModel:
         Raises:
             InputError: a file is missing, damaged or not the registered one, or the model gives no finite numbers.
         """
+        settings = self._settled(settings)
         engine = self._engine(settings)
         if self.members:
             engine = EnsembleEngine([engine, *(each._engine(settings) for each in self.members)])
@@ -142,6 +145,13 @@ class ServedModel:
             with _only(folder, self.sha256) as seen:
                 threads = max(1, round(settings.cpus))
                 return Explainer(seen, self.temperature, threads=threads, redact=settings.redact)
+
+    def _settled(self, settings: ServeSettings) -> ServeSettings:
+        """The settings with one engine for all that answer as one: they share CPUs, and each engine in its own way."""
+        if not self.members:
+            return settings
+        wanted = {each._wanted(settings) for each in (self, *self.members)}
+        return settings.model_copy(update={"engine": "torch" if "torch" in wanted else "onnx"})
 
     def _wanted(self, settings: ServeSettings) -> str:
         if settings.engine == "auto":

@@ -36,6 +36,11 @@ def body_too_large(max_body_bytes: int) -> str:
     return f"The request's body is larger than {max_body_bytes:,} bytes; send fewer texts at a time."
 
 
+def failure() -> ProblemError:
+    """What is answered where the code fails."""
+    return ProblemError(500, "The server failed at this request; its log says why.")
+
+
 def problem(status: int, detail: str, members: Mapping[str, str] | None = None) -> bytes:
     """The body of a problem: type, title, status, detail and further members."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
@@ -63,5 +68,9 @@ def answer_problems(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(sorted({method for each in routes for method in each.methods or ()}))
         return ProblemError(error.status_code, sentence, headers).response(record_of(request.scope).id)
 
+    async def fail(request: Request, error: Exception) -> Response:
+        return failure().response(record_of(request.scope).id)  # The error itself goes on to `serve.request_log`.
+
+    app.add_exception_handler(Exception, fail)
     app.add_exception_handler(ProblemError, refuse)
     app.add_exception_handler(HTTPException, refuse_route)

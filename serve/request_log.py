@@ -22,7 +22,7 @@ from serve.access import MODELS, PAGE, STATIC, is_open, plain_path
 from serve.forwarding import SHADOW_HEADER
 from serve.guard import SETTINGS_VARIABLE
 from serve.logs import logger
-from serve.problems import ProblemError
+from serve.problems import failure
 from serve.requests import REQUEST_ID_HEADER, RequestRecord, known_record, new_record
 from serve.settings import ServeSettings
 
@@ -155,10 +155,11 @@ class RequestLog:
         except Exception as error:
             said = "\n".join((scope["path"], scope.get("query_string", b"").decode("latin-1"), *_strings(record.body)))
             _log.error("A request failed.", exc_info=error, extra={"request_id": record.id, "said": said})
+            if record.status == HTTPStatus.INTERNAL_SERVER_ERROR:  # The application has said so.
+                return
             if record.status is not None:  # It has begun, and all that can be done is to close the connection.
                 raise _BrokenOffError("the answer broke off; the log of shoal.errors says why") from None
-            failed = ProblemError(500, "The server failed at this request; its log says why.")
-            await failed.response(record.id)(scope, receive, send)
+            await failure().response(record.id)(scope, receive, send)
 
 
 @functools.cache

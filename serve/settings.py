@@ -52,8 +52,8 @@ class ServeSettings(ExposureSettings):
     cpus: float = Field(
         1,
         gt=0,
-        description="CPUs of a replica: so many texts its ONNX engine computes at once, with one set of weights; the "
-        "torch engine shares each batch among them.",
+        description="CPUs of a replica, rounded to its engine's threads: in ONNX each computes a text of its own, with "
+        "one set of weights for all; in torch they share in each batch.",
     )
     gpus: float = Field(0, ge=0, description="GPUs of a replica.")
     precision: Precision = Field(

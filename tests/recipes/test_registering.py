@@ -105,6 +105,21 @@ def test_versions_answer_together(store: Store) -> None:
         assert list(answer.labels["sentiment"].probabilities.values()) == pytest.approx(expected, abs=1e-5)
 
 
+def test_versions_that_answer_together_have_one_engine(store: Store) -> None:
+    """One of the two has an export: each engine shares CPUs among texts in its own way."""
+    registry = Registry(store)
+    other = PRINTS | {"finetune": "a" * 16, "evaluate": "b" * 16, "export": "c" * 16}
+    artifacts = put_artifacts(store, other, onnx=True)
+    shutil.copytree(store.root / version_of(store).torch, artifacts["finetune"].path / "model", dirs_exist_ok=True)
+    register(registry, "small", artifacts)
+    settings = ServeSettings(precision="fp32", ensemble=("small:2", "small:1"))
+    exported = served_model(version_of(store, 2), store, settings)
+    assert exported.onnx is not None
+    model = ensemble(exported, registry, settings)
+    model.check(settings.model_copy(update={"compile": True}))
+    assert model.load(settings).name == "torch"
+
+
 def test_what_is_served_may_lie_on_s3(store: Store, bucket: str) -> None:
     upload_tree(Path(store.root.path), UPath(bucket) / "store")
     remote = Store.open(f"{bucket}/store")
@@ -167,7 +182,7 @@ def test_of_an_export_the_notes_are_checked_here_and_the_rest_by_the_engine(tmp_
     with mock.patch("models.onnx_engine.load_onnx_engine") as load, mock.patch("serve.model.warm_up"):
         (folder / "model.onnx").write_text("another")
         model.load(ONNX)
-        load.assert_called_once_with(Path(folder.path), threads=1, temperature={"sentiment": 2.0})
+        load.assert_called_once_with(Path(folder.path), lanes=1, temperature={"sentiment": 2.0})
         with pytest.raises(InputError, match=r"onnx/model\.onnx is damaged or changed"):
             model.verify(ONNX)
         (folder / "onnx.json").write_text("another")

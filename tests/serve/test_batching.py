@@ -149,7 +149,7 @@ def test_a_text_with_k_before_it_waits_for_at_most_k_batches(
     assert all(turn[number] <= number for number in turn)
 
 
-@pytest.mark.parametrize("requests", [[2], [1, 1]])
+@pytest.mark.parametrize("requests", [[2], [1, 1], [8]])
 def test_texts_that_come_together_are_computed_at_once_in_lanes(requests: list[int]) -> None:
     engine, clock = EchoEngine(gate=threading.Semaphore(0), lanes=2), Clock()
 
@@ -160,14 +160,18 @@ def test_texts_that_come_together_are_computed_at_once_in_lanes(requests: list[i
             await asyncio.sleep(0.001)
         later = [asyncio.create_task(ask(batcher, [text(9, 4)])) for _ in range(3)]
         await asyncio.sleep(0.02)
-        assert engine.batches == [[0], [0]]
+        each = [0] * (sum(requests) // 2)
+        assert engine.batches == [each, each]
         clock.now = 2.0
         assert engine.gate
-        engine.gate.release(5)
-        await asyncio.gather(*tasks, *later)
-        # Two tokens a second in each lane at first: four of the engine, which was busy all the time.
-        assert batcher.load().busy == 1
+        engine.gate.release(2)
+        await asyncio.gather(*tasks)
+        assert batcher.workload.tokens_per_second == pytest.approx(2 * len(each) * 4 / 2)  # of both lanes
         assert batcher.workload.seconds_for(8, texts=1) == 2 * batcher.workload.seconds_for(8, texts=2)
+        clock.now = 4.0
+        assert batcher.load().busy == 0.5
+        engine.gate.release(3)
+        await asyncio.gather(*later)
         batcher.close()
 
     asyncio.run(asyncio.wait_for(run(), 20))
@@ -175,15 +179,55 @@ def test_texts_that_come_together_are_computed_at_once_in_lanes(requests: list[i
     assert sorted(number for batch in engine.batches[2:] for number in batch) == [9, 9, 9]
 
 
-def test_a_lane_that_failed_goes_on() -> None:
-    def compute(batch: Sequence[Encoded]) -> FloatArray:
-        raise ValueError("broken")
+def test_who_comes_to_a_free_lane_does_not_wait() -> None:
+    engine, clock = EchoEngine(gate=threading.Semaphore(0), lanes=2), Clock()
 
     async def run() -> None:
-        batcher = Batcher(compute, 8, max_queued=10, max_padding=None, lanes=2)
-        for _ in range(5):
-            with pytest.raises(ValueError, match="broken"):
-                await ask(batcher, [text(0, 8), text(1, 8), text(2, 8)])
+        batcher = Batcher(engine, 10_000, max_queued=10, max_padding=None, clock=clock, lanes=2)
+        assert engine.gate
+        engine.gate.release(1)
+        first = asyncio.create_task(ask(batcher, [text(0, 100)]))
+        await asyncio.sleep(0)
+        clock.now = 1.0
+        await first
+        long = asyncio.create_task(ask(batcher, [text(1, 4000)]))
+        await asyncio.sleep(0.02)
+        with batcher.place(timeout_s=0.5):
+            short = asyncio.create_task(batcher.submit([text(2, 10)], deadline=1.5))
+            await asyncio.sleep(0.02)
+            with pytest.raises(QueueFullError), batcher.place(timeout_s=0.5):
+                pass
+            engine.gate.release(2)
+            await asyncio.gather(long, short)
+        batcher.close()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+@pytest.mark.parametrize("fault", ["compute", "rows", "report"])
+def test_a_lane_that_failed_goes_on(fault: str) -> None:
+    faults = [True, True, True]
+
+    def compute(batch: Sequence[Encoded]) -> FloatArray:
+        if faults and fault == "compute":
+            faults.pop()
+            raise ValueError("broken")
+        rows = np.array([[item.ids[0]] for item in batch], dtype=np.float32)
+        return rows[:-1] if faults and fault == "rows" and faults.pop() else rows
+
+    def report(_: BatchReport) -> None:
+        if faults and fault == "report":
+            faults.pop()
+            raise ValueError("broken")
+
+    async def run() -> None:
+        batcher = Batcher(compute, 8, max_queued=10, max_padding=None, report=report, lanes=2)
+        while faults:
+            results = await asyncio.gather(*(ask(batcher, [text(0, 8)]) for _ in range(2)), return_exceptions=True)
+            assert fault == "report" or any(isinstance(each, ValueError) for each in results)
+        for number in range(5):
+            assert (await ask(batcher, [text(number, 8), text(number, 8)]))[:, 0].tolist() == [number, number]
+        assert (batcher.queued, batcher.workload.queued_tokens) == (0, 0)
         batcher.close()
 
     asyncio.run(asyncio.wait_for(run(), 20))

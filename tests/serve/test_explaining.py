@@ -252,7 +252,9 @@ def test_the_explainer_is_loaded_at_the_first_explanation_and_nobody_else_waits(
         assert loading.wait(10)
         assert httpx.post(f"{url}/v1/classify", json={"texts": ["late"]}).status_code == 200
         loaded.set()
-        assert first.result().status_code == 500
+        failed = first.result()
+        assert (failed.status_code, failed.headers["content-type"]) == (500, "application/problem+json")
+        assert failed.headers["x-request-id"] == failed.json()["request_id"]
         for _ in range(2):
             assert httpx.post(url + PATH, json={"text": "late"}).status_code == 200
     assert len(loads) == 2
