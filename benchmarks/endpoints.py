@@ -199,9 +199,11 @@ def windows(trace: Path, seconds: float, width: float = 1.0) -> list[float]:
     return found
 
 
-def settled(found: Sequence[float], limit_ms: float, width: float = 1.0) -> float | None:
-    """Seconds after which every window is within the limit; None where the last is not."""
+def settled(found: Sequence[float], limit_ms: float, width: float = 1.0, hold_s: float = math.inf) -> float | None:
+    """Seconds after which every window is within the limit for `hold_s`, by default for good; None where none is."""
     late = [index for index, value in enumerate(found) if value > limit_ms]
-    if not late:
-        return 0.0
-    return None if late[-1] == len(found) - 1 else (late[-1] + 1) * width
+    for start in [0, *(index + 1 for index in late)]:
+        ends = next((index for index in late if index >= start), len(found))
+        if (ends - start) * width >= hold_s or (ends == len(found) > start):
+            return start * width
+    return None

@@ -184,11 +184,12 @@ def test_who_comes_to_a_free_lane_does_not_wait() -> None:
 
     async def run() -> None:
         batcher = Batcher(engine, 10_000, max_queued=10, max_padding=None, clock=clock, lanes=2)
+        first = asyncio.create_task(ask(batcher, [text(0, 100)]))
+        while not engine.running:
+            await asyncio.sleep(0.001)
+        clock.now = 1.0
         assert engine.gate
         engine.gate.release(1)
-        first = asyncio.create_task(ask(batcher, [text(0, 100)]))
-        await asyncio.sleep(0)
-        clock.now = 1.0
         await first
         long = asyncio.create_task(ask(batcher, [text(1, 4000)]))
         await asyncio.sleep(0.02)
