@@ -4,9 +4,9 @@
 
 One replica carries 30% of what it can for a while; then comes more than it can carry, and less than two can. Told is
 after how many seconds the 99th percentile of the latencies is within the limit for the next 15 s: scaled by Shoal's
-tokens, and the same endpoint by Ray Serve's default policy (requests in progress), each with its own defaults. The requests are
-lists of 32 texts: of single ones, two replicas on the two cores of a small machine hardly carry more than one, since
-what is not the engine takes the second core.
+tokens, and the same endpoint by Ray Serve's default policy (requests in progress), each with its own defaults. The
+requests are lists of 32 texts: of single ones, two replicas on the two cores of a small machine hardly carry more than
+one, since what is not the engine takes the second core.
 """
 
 import argparse
