@@ -6,12 +6,20 @@ import sys
 from typing import Any
 
 from ray.serve.config import AutoscalingConfig
+from starlette.middleware import Middleware
 from upath import UPath
 
 from cluster.connect import connected
 from serve import app
+from serve.direct import PastRay
+from serve.limits import middlewares
 from serve.model import ServedModel
 from serve.settings import ServeSettings
+
+
+def counted_by_ray() -> list[Middleware]:
+    """What stands around a replica's server, without what leads requests past Ray, who would not count them."""
+    return [each for each in middlewares() if each.cls is not PastRay]
 
 
 def scale_by_default(settings: ServeSettings) -> None:
@@ -20,7 +28,10 @@ def scale_by_default(settings: ServeSettings) -> None:
 
     def options(*arguments: Any, **named: Any) -> dict[str, Any]:
         default = AutoscalingConfig(min_replicas=settings.min_replicas, max_replicas=settings.max_replicas)
-        return {**ours(*arguments, **named), "autoscaling_config": default}
+        found = ours(*arguments, **named)
+        variables = found["ray_actor_options"]["runtime_env"]["env_vars"]
+        variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "shoal_server.counted_by_ray"
+        return {**found, "autoscaling_config": default}
 
     app._options = options
 
