@@ -107,7 +107,7 @@ class Rollouts:
         return read_document(self._state, State)
 
     def ask(self, number: int, plan: dict[str, Any]) -> Order:
-        """Asks for a rollout of a version.
+        """Asks for a rollout of a version; who asks for the one that is under way gets that.
 
         Raises:
             RegistryError: there is no such version, it answers already, or another rollout is under way.
@@ -117,6 +117,8 @@ class Rollouts:
         with self.registry.held(self.name):
             order, state = self.order(), self.state()
             if order and state and state.id == order.id and not state.ended:
+                if (order.number, order.plan, order.command) == (number, plan, ""):
+                    return order
                 raise RegistryError(
                     f"{self.name}:{state.number} is being rolled out; `shoal rollout abort {self.name}` ends that."
                 )

@@ -191,8 +191,11 @@ def test_it_goes_on_at_the_same_step_when_the_process_starts_again(course: Cours
 def test_it_can_be_aborted_promoted_and_undone(course: Course) -> None:
     ask(course)
     course.looks(lambda: course.state().steps[1].status == "running")
+    order = course.rollouts.order()
+    assert order is not None
+    assert course.rollouts.ask(2, order.plan) == order
     with pytest.raises(RegistryError, match="small:2 is being rolled out; `shoal rollout abort small` ends that"):
-        ask(course)
+        course.rollouts.ask(2, {**order.plan, "promote": False})
     course.rollouts.command("abort", "the wrong one")
     course.looks(course.ended)
     assert (course.state().status, course.state().reason, course.endpoint.served) == ("aborted", "the wrong one", 1)
