@@ -15,6 +15,7 @@ from random import Random
 import httpx
 import pytest
 
+from cluster.connect import ENVIRONMENT
 from cluster.registry import Registry
 from cluster.rollouts import Rollouts, State, Step
 from cluster.store import Store
@@ -108,7 +109,8 @@ def test_mistakes_get_a_sentence(place: Path, command: Command, arguments: list[
 def served(place: Path, tmp_path: Path) -> Iterator[str]:
     """The URL of `shoal serve --model small`, as a process."""
     port = free_port()
-    environment = {**os.environ, "SHOAL_LOGS": str(tmp_path / "logs")}
+    # A job on a cluster inherits what its nodes were started with.
+    environment = {**os.environ, "SHOAL_LOGS": str(tmp_path / "logs"), **ENVIRONMENT}
     environment.pop("RAY_ADDRESS", None)
     settings = [
         f"serve.port={port}",
