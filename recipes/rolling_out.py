@@ -106,7 +106,8 @@ class LiveEndpoint:
                 handle = ray_serve.get_app_handle(VERSIONS)
                 # A job inherits the environment of its cluster's nodes, whose replicas have their router in their own
                 # event loop; here is none.
-                handle._init(_run_router_in_separate_loop=True)
+                if not handle.is_initialized:  # Ray hands out one handle again and again.
+                    handle._init(_run_router_in_separate_loop=True)
                 handle = handle.options(method_name="respond", multiplexed_model_id=identity)
                 left = max(1.0, until - time.monotonic())
                 reply: Reply = handle.remote(Asked(method, path, b"", _HEADERS, body)).result(timeout_s=left)
