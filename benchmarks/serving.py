@@ -155,7 +155,7 @@ class Found:
         """The row's cells, for requests of so many texts."""
         return [
             f"{self.rate * size:,.0f}",
-            *("-" if each is None else f"{each:.1f}" for each in (self.p50_ms, self.p99_ms)),
+            *("" if each is None else f"{each:.1f}" for each in (self.p50_ms, self.p99_ms)),
         ]
 
 
