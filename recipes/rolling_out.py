@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
@@ -23,7 +22,7 @@ from serve.registered import answering_model
 from serve.settings import ServeSettings
 from serve.traffic import Candidate, Report, Tally, read_table, reports, summed
 from serve.turning import turn
-from serve.versions import VERSIONS, publish_version
+from serve.versions import publish_version, version_handle
 
 _HEADERS = ((b"content-type", b"application/json"),)
 _AT_ONCE = 16
@@ -103,12 +102,7 @@ class LiveEndpoint:
         until = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                handle = ray_serve.get_app_handle(VERSIONS)
-                # A job inherits the environment of its cluster's nodes, whose replicas have their router in their own
-                # event loop; here is none.
-                if not handle.is_initialized:  # Ray hands out one handle again and again.
-                    handle._init(_run_router_in_separate_loop=True)
-                handle = handle.options(method_name="respond", multiplexed_model_id=identity)
+                handle = version_handle(identity, own_loop=True)
                 left = max(1.0, until - time.monotonic())
                 reply: Reply = handle.remote(Asked(method, path, b"", _HEADERS, body)).result(timeout_s=left)
             except (RayError, RayServeException, TimeoutError) as error:

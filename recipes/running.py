@@ -121,8 +121,10 @@ def completed(
     return {name: complete(stage, store, progress, recipe) for name, stage in stages.items()}
 
 
-def stay(meanwhile: Callable[[], None] | None = None, seconds: float = 5.0) -> None:
-    """Until Ctrl-C or SIGTERM, which interrupt `meanwhile` too: it is called after every so many seconds."""
+def stay(meanwhile: Callable[[], bool] | None = None, seconds: float = 5.0) -> None:
+    """Until Ctrl-C or SIGTERM, which interrupt `meanwhile` too: it is called after every so many seconds, and says
+    whether to go on.
+    """
     asked, at_work = threading.Event(), False
 
     def end(*_: object) -> None:
@@ -136,7 +138,8 @@ def stay(meanwhile: Callable[[], None] | None = None, seconds: float = 5.0) -> N
             assert meanwhile is not None
             with contextlib.suppress(KeyboardInterrupt):
                 at_work = True
-                meanwhile()
+                if not meanwhile():
+                    return
             at_work = False
     finally:
         for each, handler in before.items():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cluster.connect import is_own
 from cluster.registry import STABLE, Registry
 from cluster.versions import Reference, Version
 from models.settings import InputError
@@ -15,7 +16,7 @@ from recipes.printing import console_on, plain_table
 from recipes.registering import register, registered_sentence
 from recipes.rolling_out import LiveEndpoint
 from recipes.running import completed, durable, planned, progress_on, stay, working
-from serve.app import serve_model, stop, turn_others
+from serve.app import is_ours, serve_model, stop, turn_others
 from serve.following import Follower
 from serve.model import ServedModel
 from serve.others import Others
@@ -57,7 +58,7 @@ def serve_recipe(recipe: Path, overrides: Sequence[str] | None, asked: Sequence[
                 if registry.number(version.name, STABLE) == version.number:
                     _follow(registry, STABLE, version, loaded.serve, others, tell)
                 else:
-                    stay(lambda: others.look(turn_others, tell), _LOOK_S)
+                    _stay(lambda: others.look(turn_others, tell), tell)
         finally:
             stop()
 
@@ -119,7 +120,26 @@ def _follow(
         follower.look()
         others.look(turn_others, tell)
 
-    stay(look, _LOOK_S)
+    _stay(look, tell)
+
+
+def _stay(look: Callable[[], None], tell: Callable[[str], None]) -> None:
+    """Until Ctrl-C, or until another process serves on this cluster, which the endpoint is left to."""
+    told = False
+
+    def go_on() -> bool:
+        nonlocal told
+        if is_ours():
+            look()
+        elif not is_own():
+            tell("Another process serves on this cluster now; the endpoint is left to it.")
+            return False
+        elif not told:
+            told = True
+            tell("Another process serves on this cluster now, which ends with this process: Ctrl-C stops both.")
+        return True
+
+    stay(go_on, _LOOK_S)
 
 
 def following(

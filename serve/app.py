@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray import serve as ray_serve
@@ -18,6 +19,7 @@ from cluster.store import ClusterError
 from models.settings import InputError
 from serve import shedding
 from serve.classifier import Classifier
+from serve.exchange import Exchange
 from serve.exposure import check_exposure
 from serve.guard import SETTINGS_VARIABLE, STORE_VARIABLE
 from serve.ingress import start_ingress, stop_ingress, url_of
@@ -37,6 +39,8 @@ _SURGE_PERCENT = 20
 
 _ROOM_S = 600.0
 """Seconds that a replica for other versions has to start, a new node included."""
+
+_OURSELVES = uuid4().hex
 
 
 def serve_model(
@@ -82,7 +86,18 @@ def serve_model(
         if before is not None:
             write_table(before.model_copy(update={"revision": table.revision + 1}))
         raise
+    _owner().put(_OURSELVES)
     return url_of(settings)
+
+
+def _owner() -> Exchange:
+    """Where the process is told that has brought the endpoint to what it is."""
+    return Exchange("shoal-endpoint", "owner")
+
+
+def is_ours() -> bool:
+    """Whether no other process of this cluster has served since this one did."""
+    return _owner().get() in (None, _OURSELVES)
 
 
 def turn_others(others: Mapping[str, ServedModel]) -> None:
@@ -176,9 +191,11 @@ def _options(settings: ServeSettings, store: UPath | None, name: str, *, sheds: 
 
 
 def stop() -> None:
-    """Takes the endpoint down, its HAProxy too."""
-    stop_ingress()
-    remove_table()
+    """Takes the endpoint down, its HAProxy too; unless another process has served since, whose it is."""
+    if is_ours():
+        stop_ingress()
+        remove_table()
+        _owner().remove()
 
 
 def _fits_one_more(settings: ServeSettings) -> bool:

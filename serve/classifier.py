@@ -19,7 +19,7 @@ from serve.request_log import RequestLog, process_lines
 from serve.security import Security
 from serve.settings import ServeSettings
 from serve.traffic import Reports, Table, read_table
-from serve.versions import VERSIONS
+from serve.versions import version_handle
 
 
 @ray_serve.deployment
@@ -51,12 +51,9 @@ class Classifier:
         self._front.follow(Reports(replica))
 
     async def _ask(self, identity: str, asked: Asked) -> Reply:
-        handle = self._handles.get(identity)
-        if handle is None:
-            handle = ray_serve.get_app_handle(VERSIONS)
-            handle = handle.options(method_name="respond", multiplexed_model_id=identity)
-            self._handles[identity] = handle
-        response = handle.remote(asked)
+        if identity not in self._handles:
+            self._handles[identity] = version_handle(identity)
+        response = self._handles[identity].remote(asked)
         try:
             reply: Reply = await response
         except asyncio.CancelledError:

@@ -26,8 +26,6 @@ ready: dict[asyncio.AbstractEventLoop, ASGIApp] = {}
 """By the event loop that runs it, the application of this process that takes requests past Ray's handling. Ray makes
 the middleware by itself, apart from the application, so there is no other way from one to the other."""
 
-_SHARED = frozenset(SHARED_PATHS)
-
 
 class DirectApp(FastAPI):
     """FastAPI application that answers POSTs to some paths by their handlers, and documents them all the same.
@@ -100,7 +98,7 @@ class PastRay:
         Raises:
             ClientDisconnect: the client went before it was answered; the application was cancelled.
         """
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _SHARED:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in SHARED_PATHS:
             app = ready.get(asyncio.get_running_loop())
             if app is not None:
                 await _unless_left(app, scope, receive, send)

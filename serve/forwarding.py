@@ -46,6 +46,16 @@ async def body_of(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
+def replaying(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the whole body first, then what comes (the disconnect)."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay
+
+
 def asked_of(scope: Scope, body: bytes, path: str | None = None) -> Asked:
     """The request of a scope, at another path where one is given."""
     return Asked(scope["method"], path or scope["path"], scope["query_string"], tuple(scope["headers"]), body)

@@ -18,7 +18,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.access import MODELS, PAGE
-from serve.forwarding import SHADOW_HEADER, Asked, Reply, asked_of, body_of
+from serve.forwarding import SHADOW_HEADER, Asked, Reply, asked_of, body_of, replaying
 from serve.loaded import Loaded, free_dropped
 from serve.logs import logger
 from serve.problems import ProblemError
@@ -30,9 +30,7 @@ from serve.traffic import LOOK_S, Board, Report, Reports, Table, read_table
 Ask = Callable[[str, Asked], Awaitable[Reply]]
 """Asks the replicas that hold other versions: `NAME:NUMBER` and the request."""
 
-_SHARED = frozenset(SHARED_PATHS)
-"""What a candidate may answer in the place of the stable version."""
-_OF_OTHERS = _SHARED | {"/v1/explain", "/v1/model", "/info"}
+_OF_OTHERS = SHARED_PATHS | {"/v1/explain", "/v1/model", "/info"}
 _ALIKE = frozenset({"/health", "/healthz", "/openapi.json"})
 """What is the same of every model, so that nobody has to load one for it; so are the files of the page."""
 _CANDIDATE_S, _SHADOW_S, _OTHER_S = 5.0, 60.0, 120.0
@@ -70,7 +68,7 @@ class Front:
             await self._live(receive, send)
         elif path.startswith(MODELS):
             await self._other(table, scope, receive, send)
-        elif table.candidate is None or scope.get("method") != "POST" or path not in _SHARED:
+        elif table.candidate is None or scope.get("method") != "POST" or path not in SHARED_PATHS:
             await self.loaded.gateway(scope, receive, send)
         else:
             await self._shared(table, scope, receive, send)
@@ -141,11 +139,7 @@ class Front:
 
     async def _stable(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> Reply:
         """Lets the version of this replica answer the client; gives what it answered."""
-        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         status, parts = 500, list[bytes]()
-
-        async def replay() -> Message:
-            return pending.pop() if pending else await receive()
 
         async def copied(message: Message) -> None:
             nonlocal status
@@ -155,7 +149,7 @@ class Front:
                 parts.append(message.get("body", b""))
             await send(message)
 
-        await self.loaded.gateway(scope, replay, copied)
+        await self.loaded.gateway(scope, replaying(body, receive), copied)
         return Reply(status, (), b"".join(parts))
 
     async def _candidate(self, identity: str, asked: Asked, seconds: float) -> Reply | None:

@@ -10,9 +10,10 @@ import os
 import time
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.direct import PastRay
+from serve.forwarding import replaying
 from serve.guard import SETTINGS_VARIABLE, process_guard
 from serve.problems import ProblemError, body_too_large
 from serve.refusals import refuse
@@ -54,7 +55,7 @@ class RequestLimits:
             await refuse(refused, started, scope, receive, send)
             return
         if body is not None:
-            await self._app(scope, _replaying(body, receive), send)
+            await self._app(scope, replaying(body, receive), send)
 
     async def _read(self, announced: bytes | None, receive: Receive) -> bytes | None:
         """The body; None when the client has gone."""
@@ -107,13 +108,3 @@ def _as_utf8(value: bytes) -> bytes:
     except UnicodeDecodeError:
         return value.decode("latin-1").encode()
     return value
-
-
-def _replaying(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the whole body first, then what comes (the disconnect)."""
-    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return pending.pop() if pending else await receive()
-
-    return replay

@@ -29,8 +29,8 @@ FULL = "X-Shoal-Full"
 SHED = "X-Shoal-Shed"
 """HAProxy's header: how many requests it has refused since it last told."""
 
-SHARED_PATHS = ("/v1/classify", "/predict", "/")
-"""What goes through the replicas' queues."""
+SHARED_PATHS = frozenset({"/v1/classify", "/predict", "/"})
+"""What goes through the replicas' queues, and what a candidate may answer in the place of the stable version."""
 
 on_shed: list[Callable[[int], None]] = []
 """Told how many requests HAProxy refused."""
@@ -80,7 +80,7 @@ def is_lasting(wait_s: float, max_wait_s: float) -> bool:
 
 def backend_lines(folder: Path) -> list[str]:
     """What HAProxy does with the requests to the replicas; writes its pages into `folder`."""
-    asks = f"if METH_POST {{ path {' '.join(SHARED_PATHS)} }}"
+    asks = f"if METH_POST {{ path {' '.join(sorted(SHARED_PATHS))} }}"
     # A large body is on its way while the answer is: closed upon, its client would see a broken connection.
     short = f"{{ req.hdr_val(content-length) gt 0 }} {{ req.hdr_val(content-length) le {_SHORT_BYTES} }}"
     refused = "if { var(txn.shed) -m bool }"

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from ray import serve as ray_serve
+from ray.serve.handle import DeploymentHandle
 
 from serve.exchange import Exchange, MetricsExchange
 from serve.forwarding import Asked, Reply, reply_of
@@ -31,6 +32,20 @@ def publish_version(model: ServedModel) -> str:
     """Tells replicas, present and to come, what a version is; gives what it is asked for by."""
     Exchange(VERSIONS, model.identity).put(json.dumps(model.as_json()))
     return model.identity
+
+
+def version_handle(identity: str, *, own_loop: bool = False) -> DeploymentHandle[Any]:
+    """What a published version is asked by.
+
+    Args:
+        identity: the version's.
+        own_loop: give the handle an event loop of its own, for a process that has none. Replicas' handles share theirs,
+            by an environment that a job on their cluster inherits.
+    """
+    handle = ray_serve.get_app_handle(VERSIONS)
+    if own_loop and not handle.is_initialized:  # Ray hands out one handle again and again.
+        handle._init(_run_router_in_separate_loop=True)
+    return handle.options(method_name="respond", multiplexed_model_id=identity)
 
 
 def _published(identity: str) -> ServedModel:

@@ -146,6 +146,10 @@ class Endpoint:
     served: list[tuple[str, ServeSettings]] = field(default_factory=list)
     stopped: int = 0
     meanwhile: Callable[[], None] = lambda: None
+    stays: bool = True
+    """Whether it went on after the first look."""
+    ours: bool = True
+    """Whether no other process has served since."""
     dead: str = ""
     """The fingerprint of a classifier that does not start."""
 
@@ -164,10 +168,9 @@ class Endpoint:
     def stop(self) -> None:
         self.stopped += 1
 
-    def stay(self, look: Callable[[], None] | None = None, seconds: float = 0) -> None:
+    def stay(self, look: Callable[[], bool], seconds: float = 0) -> None:
         self.meanwhile()
-        if look:
-            look()
+        self.stays = look()
 
 
 @pytest.fixture
@@ -184,6 +187,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     monkeypatch.setattr(serving, "stay", found.stay)
     monkeypatch.setattr(serving, "serve_model", found.serve_model)
     monkeypatch.setattr(serving, "turn", found.turn)
+    monkeypatch.setattr(serving, "is_ours", lambda: found.ours)
     return found
 
 
@@ -230,6 +234,22 @@ def test_serving_a_model_follows_its_alias(made: Made, command: Command, endpoin
     assert endpoint.served == [(each, ServeSettings(port=8123, engine="torch")) for each in tuned]
 
 
+def test_the_endpoint_is_left_to_another_process_that_serves(made: Made, command: Command, endpoint: Endpoint) -> None:
+    command("models", "register", made.recipe, "--alias", "stable")
+    registry = Registry(made.store)
+    command("models", "register", made.recipe, "finetune.epochs=2")
+
+    def another() -> None:
+        registry.set_alias("salads", "stable", 2)
+        endpoint.ours = False
+
+    endpoint.meanwhile = another
+    outcome = command("serve", "--model", "salads", "--store", made.place)
+    assert (outcome.status, endpoint.stays) == (0, False), outcome.err
+    assert "Another process serves on this cluster now; the endpoint is left to it." in outcome.out
+    assert len(endpoint.served) == 1, "whose alias it follows no longer"
+
+
 def test_help_has_examples(command: Command) -> None:
     for name in ("register", "list", "show", "alias", "remove-alias"):
         outcome = command("models", name, "--help")
@@ -246,16 +266,19 @@ def test_help_waits_for_nothing_heavy(command: Command) -> None:
 def test_staying_looks_again_and_again_until_it_is_told_to_end() -> None:
     looks: list[int] = []
 
-    def look() -> None:
+    def look() -> bool:
         looks.append(1)
         if len(looks) == 3:  # In the midst of work.
             signal.raise_signal(signal.SIGTERM)
             raise AssertionError("it goes on after a signal")
+        return True
 
     before = signal.getsignal(signal.SIGTERM)
     running.stay(look, seconds=0.001)
     assert len(looks) == 3
     assert signal.getsignal(signal.SIGTERM) is before
+    running.stay(lambda: bool(looks.pop()) and bool(looks), seconds=0.001)
+    assert not looks, "and until it is told so"
     timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     running.stay()

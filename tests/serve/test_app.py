@@ -23,6 +23,7 @@ from cluster.store import ClusterError
 from models.settings import InputError
 from models.torch_engine import load_torch_engine
 from serve import app, ingress
+from serve.exchange import Exchange
 from serve.haproxy import write_starter
 from serve.keys import create_key
 from serve.model import ServedModel
@@ -241,6 +242,20 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_endpoint_that_another_process_serves_by_now_is_left_to_it(url: str) -> None:
+    owner = Exchange("shoal-endpoint", "owner")
+    ours = owner.get()
+    assert ours
+    owner.put("another")
+    try:
+        assert not app.is_ours()
+        app.stop()
+        assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    finally:
+        owner.put(ours)
+    assert app.is_ours()
 
 
 def test_a_taken_port_is_told(ray_session: None, url: str, folder: Path) -> None:
