@@ -1,65 +1,78 @@
 """Replaying labelled texts: what a version answers to them, and how well."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 
 from models.labels import LabelColumn
 from models.settings import InputError
 from pipelines.evaluating.calibration import reliability
 from pipelines.metrics import decision_metrics
+from pipelines.predicting.reading import read_tables, textless_rows, unreadable_rows
+from pipelines.preparing.data import DataSettings
+from pipelines.preparing.formats import look
+from pipelines.preparing.sources import check_columns, expand
 from serve.gates import Replayed
 
 TEXT = "text"
+PAIR = "pair"
+_READ_ROWS = 1000
 
-Answer = Callable[[list[str]], list[dict[str, Any]]]
+Text = str | list[str]
+"""A text, or a pair of them."""
+
+Answer = Callable[[list[Text]], list[dict[str, Any]]]
 """The results (as `/v1/classify` gives them) of a list of texts."""
 
-_READERS: Mapping[str, Callable[[Path], pa.Table]] = {
-    ".jsonl": pa.json.read_json,
-    ".csv": lambda path: pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(strings_can_be_null=True)),
-    ".parquet": pa.parquet.read_table,
-}
 
+def read_labelled(reference: str, rows: int, *, pair: bool = False) -> list[dict[str, Any]]:
+    """The first rows of labelled files, of all kinds and at all places that a recipe's `data.source` may name.
 
-def read_labelled(path: Path, rows: int) -> list[dict[str, Any]]:
-    """The first rows of a file of labelled texts.
+    Args:
+        reference: a file, a folder, or a glob.
+        rows: how many.
+        pair: whether there has to be a column `pair` with each text's partner.
 
     Raises:
-        InputError: it cannot be read, or has no column `text` with texts.
+        InputError: a file cannot be read, or has no column `text` (`pair`) with texts.
     """
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise InputError(f"replay: {path} is neither .jsonl nor .csv nor .parquet.")
+    settings = DataSettings(source=reference, text=TEXT, text_pair=PAIR if pair else None)
+    found: list[dict[str, Any]] = []
     try:
-        found: list[dict[str, Any]] = reader(path).slice(0, rows).to_pylist()
-    except OSError as error:
-        raise InputError(f"replay: {path} cannot be read: {error.strerror or type(error).__name__}.") from error
-    except (pa.ArrowException, ValueError) as error:  # Its message may quote a row.
-        raise InputError(f"replay: {path} cannot be read as {path.suffix[1:]}.") from error
-    if not found:
-        raise InputError(f"replay: {path} has no rows.")
-    for number, row in enumerate(found, 1):
-        if not isinstance(row.get(TEXT), str) or not row[TEXT].strip():
-            raise InputError(f"replay: row {number} of {path} has no text in its column {TEXT}.")
+        sources = [source for path in expand(reference) for source in look(path, settings, None)]
+        for source in sources:
+            check_columns(source, settings)
+            number = 1
+            for table in read_tables(source, settings, min(rows, _READ_ROWS)):
+                lost = {*unreadable_rows(table), *textless_rows(table)}
+                for place, row in enumerate(table.slice(0, rows - len(found)).to_pylist()):
+                    for column in settings.text_columns:
+                        if place in lost or not (row[column] or "").strip():
+                            raise InputError(f"row {number} of {source.path} has no text in its column {column}.")
+                    found.append(row)
+                    number += 1
+                if len(found) == rows:
+                    return found
+    except InputError as error:
+        raise InputError(f"replay: {error}") from error
     return found
 
 
 def replayed(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[LabelColumn], answer: Answer, at_once: int
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[LabelColumn],
+    answer: Answer,
+    at_once: int,
+    *,
+    pair: bool = False,
 ) -> list[Replayed]:
     """How well the answers to the rows' texts fit their labels, for each label column that has any.
 
     Raises:
         InputError: a label is none of the classes, or no row has a label.
     """
-    texts = [str(row[TEXT]) for row in rows]
+    texts: list[Text] = [[row[TEXT], row[PAIR]] if pair else row[TEXT] for row in rows]
     results = [each for start in range(0, len(texts), at_once) for each in answer(texts[start : start + at_once])]
     found = [scored for column in columns if (scored := _scored(column, rows, results)) is not None]
     if not found:
@@ -71,7 +84,7 @@ def replayed(
 def _scored(
     column: LabelColumn, rows: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
 ) -> Replayed | None:
-    known = [place for place, row in enumerate(rows) if row.get(column.name) is not None]
+    known = [place for place, row in enumerate(rows) if row.get(column.name) not in (None, "")]
     if not known:
         return None
     labels = np.array([_truth(column, rows[place][column.name], place + 1) for place in known])

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
@@ -13,7 +12,7 @@ from ray.serve.exceptions import RayServeException
 from cluster.registry import Registry
 from cluster.store import ClusterError
 from models.labels import LabelColumn
-from recipes.replaying import read_labelled, replayed
+from recipes.replaying import Text, read_labelled, replayed
 from serve.app import start_versions, stop_versions
 from serve.forwarding import Asked, Reply
 from serve.gates import Plan, Replayed
@@ -68,16 +67,16 @@ class LiveEndpoint:
     def replay(self, number: int, plan: Plan) -> Sequence[Replayed]:
         """What a version answers to labelled texts."""
         assert plan.replay is not None
-        rows = read_labelled(Path(plan.replay), plan.replay_rows)
+        about = json.loads(self._asked(number, "GET", "/v1/model", b"").body)
+        rows = read_labelled(plan.replay, plan.replay_rows, pair=about["pair"])
 
-        def answer(texts: list[str]) -> list[dict[str, Any]]:
+        def answer(texts: list[Text]) -> list[dict[str, Any]]:
             reply = self._asked(number, "POST", "/v1/classify", json.dumps({"texts": texts}).encode())
             results: list[dict[str, Any]] = json.loads(reply.body)["results"]
             return results
 
-        about = json.loads(self._asked(number, "GET", "/v1/model", b"").body)
         columns = [LabelColumn.model_validate(each) for each in about["labels"]]
-        return replayed(rows, columns, answer, min(_AT_ONCE, self.settings.max_texts))
+        return replayed(rows, columns, answer, min(_AT_ONCE, self.settings.max_texts), pair=about["pair"])
 
     def replace(self, number: int) -> None:
         """Makes a version the one that answers."""

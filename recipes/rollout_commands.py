@@ -68,7 +68,7 @@ def start(
     rollouts = _rollouts(name, store)
     number = rollouts.registry.resolve(Reference.parse(f"{name}{':' if version.isdigit() else '@'}{version}")).number
     plan = load_plan(gates or ())
-    if plan.replay is not None and Path(plan.replay).expanduser().is_file():  # Another process reads it, elsewhere.
+    if plan.replay is not None and "://" not in plan.replay:  # Another process reads it, elsewhere.
         plan = plan.model_copy(update={"replay": str(Path(plan.replay).expanduser().absolute())})
     order = rollouts.ask(number, plan.model_dump(mode="json"))
     say(f"{name}:{number} is to be rolled out; `shoal rollout status {name}` tells how far it is.")

@@ -26,8 +26,8 @@ class Plan(Settings):
 
     replay: str | None = Field(
         None,
-        description="A file of labelled texts (.jsonl, .csv or .parquet: a column `text`, and one for each label "
-        "column) that both versions answer first.",
+        description="Labelled texts that both versions answer first: a file, folder or glob of any form that "
+        "`data.source` may have, with a column `text` (for pairs also `pair`) and one for each label column.",
     )
     replay_rows: int = Field(1000, ge=1, description="Of these, how many: the first.")
     macro_f1_loss: float = Field(
