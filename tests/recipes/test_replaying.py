@@ -58,7 +58,7 @@ def test_pairs_are_asked_as_pairs(tmp_path: Path) -> None:
     replayed(read_labelled(str(path), 9, pair=True), [MOOD], answer, 2, pair=True)
     assert asked == [["a", "b"]]
     write_rows(path, {"text": "a", "mood": "good"})
-    with pytest.raises(InputError, match="replay: .* has no column 'pair'"):
+    with pytest.raises(InputError, match=r"replay: .* has no column 'pair'"):
         read_labelled(str(path), 9, pair=True)
 
 
@@ -78,5 +78,5 @@ def test_what_cannot_be_replayed_is_told(tmp_path: Path, name: str, content: byt
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=f"^replay: .*{told}"):
         read_labelled(str(tmp_path / name), 9)
-    with pytest.raises(InputError, match="^replay: .*nothing.*"):
+    with pytest.raises(InputError, match=r"^replay: .*nothing"):
         read_labelled(str(tmp_path / "nothing.jsonl"), 9)
