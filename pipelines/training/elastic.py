@@ -30,7 +30,7 @@ from cluster.logs import causes, last_line
 from cluster.nodes import room
 from cluster.store import ClusterError
 from models.settings import InputError
-from pipelines.training.fitting import LeftError
+from pipelines.training.state import LeftError
 
 _LOOK_SECONDS = 1.0
 _SETTLE_SECONDS = 3.0

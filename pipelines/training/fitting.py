@@ -5,7 +5,6 @@ Knows nothing of Ray: a `Channel` carries news and orders between the run and wh
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any, Protocol
 
@@ -15,18 +14,14 @@ from models.checkpoints import training_state
 from models.encoders import set_training
 from models.ledger import Ledger
 from models.precision import LossScale
-from models.settings import Precision
 from models.training import LaneTrainer
 from pipelines.training.checkpoints import Checkpoints, Last
 from pipelines.training.pace import Pace
 from pipelines.training.spikes import Spikes
+from pipelines.training.state import FitState, LeftError
 from pipelines.training.trackers import Tracker
 
 _NEWS_SECONDS = 0.5
-
-
-class LeftError(Exception):
-    """A worker has left on an order, after a checkpoint: another group of workers goes on from there."""
 
 
 class _Flag(IntFlag):
@@ -34,53 +29,6 @@ class _Flag(IntFlag):
 
     CHECKPOINT = 1
     LEAVE = 2
-
-
-@dataclass
-class FitState:
-    """How far a run is, and what has been seen so far."""
-
-    ledger: Ledger
-    """Of the rows that each lane of each step consumed."""
-    taken: int = 0
-    """Steps; an epoch's first step follows the last one of the epoch before."""
-    losses: list[float] = field(default_factory=list)
-    """Of each step since the beginning; steps without texts have none."""
-    validations: list[dict[str, float]] = field(default_factory=list)
-    best_validation: int = -1
-    """Which one, from 0."""
-    best: float = float("-inf")
-    stopped_early: bool = False
-    texts: int = 0
-    seconds: float = 0.0
-    """Of training steps and their checkpoints, over all restarts; what a killed worker took along is not counted."""
-    worker_seconds: float = 0.0
-    """Of the steps, over all workers that there were."""
-    validated_at: list[int] = field(default_factory=list)
-    """Of each validation, after how many steps."""
-    tokens: int = 0
-    padded: int = 0
-    precision: Precision | None = None
-    """What is computed in: decided once, when the run begins, and kept through all restarts."""
-    cost: dict[str, float] = field(default_factory=dict)
-    """What the lesson says that the model and the device can do (`Lesson.cost`)."""
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    """Microbatches that were left out: `epoch`, `step`, `lane`, `reason` and `rows`."""
-
-    @property
-    def texts_per_second(self) -> float:
-        """Training throughput."""
-        return self.texts / self.seconds if self.seconds else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Training throughput, padding left out."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    @property
-    def padding_share(self) -> float:
-        """Share of the computed tokens that was padding."""
-        return 1 - self.tokens / self.padded if self.padded else 0.0
 
 
 class Channel(Protocol):

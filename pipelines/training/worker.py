@@ -28,10 +28,11 @@ from models.settings import InputError, Precision, first_line
 from models.sharding import gathered, shard
 from models.training import LaneTrainer
 from pipelines.training.checkpoints import Checkpoints
-from pipelines.training.fitting import Channel, FitState, fit, restored
+from pipelines.training.fitting import Channel, fit, restored
 from pipelines.training.lesson import Lesson
 from pipelines.training.settings import TrainingSettings
 from pipelines.training.spikes import Spikes
+from pipelines.training.state import FitState
 from pipelines.training.trackers import tracking
 
 _BEST = "best"

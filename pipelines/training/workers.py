@@ -29,9 +29,9 @@ from pipelines.progress import Progress
 from pipelines.training.bulletin import Bulletin
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.elastic import ElasticTrainer
-from pipelines.training.fitting import FitState
 from pipelines.training.interruptions import GROUPS
 from pipelines.training.pace import Pace
+from pipelines.training.state import FitState
 from pipelines.training.worker import WorkerJob, train_lanes
 
 _LOOK_SECONDS = 0.5
@@ -125,7 +125,8 @@ def train(job: WorkerJob, progress: Progress) -> Outcome:
         bulletin,
         settings.resize_seconds,
         train_loop_per_worker=_train_worker,
-        train_loop_config={"job": job, "bulletin": bulletin},
+        # By reference: the controller, which would import all that trains with it, has no use for it.
+        train_loop_config={"job": ray.put(job), "bulletin": bulletin},
         scaling_config=ScalingConfig(
             num_workers=(wanted.min, wanted.max), use_gpu=gpus, resources_per_worker=per_worker
         ),
@@ -245,7 +246,7 @@ def _note(news: Mapping[str, Any], seconds: float, unit: str = "texts") -> str:
 
 def _train_worker(config: dict[str, Any]) -> tuple[FitState, int]:
     """What each worker runs (from the start, after every restart); the first one's outcome is the run's."""
-    job: WorkerJob = config["job"]
+    job: WorkerJob = ray.get(config["job"])
     settings, context = job.settings, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(settings.threads)

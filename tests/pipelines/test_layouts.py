@@ -31,9 +31,9 @@ from pipelines.finetune import FinetuneSettings
 from pipelines.prepared import Prepared
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.classifying import Classifying
-from pipelines.training.fitting import LeftError
 from pipelines.training.lanes import feed_over
 from pipelines.training.pace import Pace
+from pipelines.training.state import LeftError
 from pipelines.training.worker import WorkerJob, train_lanes
 from tests.pipelines.tiny import TOPIC, make_encoder, make_prepared
 
