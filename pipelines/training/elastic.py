@@ -17,6 +17,7 @@ from typing import Any
 import ray
 import torch.distributed as dist
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
@@ -51,6 +52,11 @@ class ElasticTrainer(_Trainer):  # type: ignore[misc]
         arguments["scaling_policy"] = NodesNow(self.scaling_config, self._bulletin, self._least_seconds)
         arguments["failure_policy"] = WhileItGetsOn(self.run_config.failure_config, self._bulletin)
         return super()._initialize_and_run_controller(**arguments)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without one that starts an actor for data sets with each group of workers; here there are none."""
+        found: list[Any] = super()._create_default_callbacks()
+        return [each for each in found if not isinstance(each, DatasetsCallback)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Leaves Ctrl-C to the command: Ray's handler waits for the controller, which may itself wait for room."""
