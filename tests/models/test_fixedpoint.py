@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from models import fixedpoint, hostsum
 from models.fixedpoint import FixedPointSum, FloatSum, GradientOverflowError
+from tests.groups import run_group
 
 LANES = 6
 ROWS, WIDTH, WORDS = 5, 8, 50
@@ -161,7 +161,7 @@ def test_any_number_of_workers_gives_the_same_bits(scale: float, shared: bool, t
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        mp.spawn(_worker, (workers, port, scale, shared, str(tmp_path)), nprocs=workers)
+        run_group(_worker, (workers, port, scale, shared, str(tmp_path)), workers)
         for rank in range(workers):
             found = torch.load(tmp_path / f"{workers}-{rank}.pt")
             assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from models import hostsum
 from models.hostsum import WorkerSum
+from tests.groups import run_group
 
 SEGMENT_BYTES = 1 << 12
 # The sizes of the tensors of each turn: within a segment, over its end, over several.
@@ -53,7 +53,7 @@ def sums(workers: int, folder: Path, elsewhere: int | None = None) -> list[tuple
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_sums, (workers, port, elsewhere, str(folder)), nprocs=workers)
+    run_group(_sums, (workers, port, elsewhere, str(folder)), workers)
     assert not [path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("shoal")]
     return [torch.load(folder / f"{rank}.pt") for rank in range(workers)]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from models import precision
 from models.precision import agreed, supported
 from models.torch_engine import load_torch_engine
+from tests.groups import run_group
 from tests.small_classifiers import make_classifier
 
 CPU = torch.device("cpu")
@@ -37,5 +37,5 @@ def _agree(rank: int, folder: str) -> None:
 
 
 def test_one_worker_without_bf16_takes_all_to_float32(tmp_path: Path) -> None:
-    mp.spawn(_agree, (str(tmp_path),), nprocs=2)
+    run_group(_agree, (str(tmp_path),), 2)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["fp32", "fp32"]

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 from torch.optim import AdamW
@@ -18,6 +17,7 @@ from upath import UPath
 
 from models.checkpoints import training_state
 from pipelines.training.checkpoints import MANIFEST, Checkpoints
+from tests.groups import run_group
 
 PARTS = {"losses": torch.arange(5, dtype=torch.float64)}
 
@@ -84,7 +84,7 @@ def _worker(rank: int, workers: int, port: int, folder: str, seed: int | None) -
 def with_workers(workers: int, folder: Path, seed: int | None = None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    mp.spawn(_worker, (workers, port, str(folder), seed), nprocs=workers)
+    run_group(_worker, (workers, port, str(folder), seed), workers)
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 2), (1, 3)])
@@ -130,7 +130,7 @@ def _unlucky_worker(rank: int, workers: int, port: int, folder: str) -> None:
 def test_what_one_worker_cannot_write_fails_on_all_and_the_next_is_tried(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    mp.spawn(_unlucky_worker, (2, port, str(tmp_path)), nprocs=2)
+    run_group(_unlucky_worker, (2, port, str(tmp_path)), 2)
     assert [folder.name.partition("-")[0] for folder in tmp_path.iterdir()] == ["000000000002"]
     with_workers(2, tmp_path)
 

@@ -23,7 +23,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForSequenceClassification
 
 from cluster.store import Artifact, ClusterError, Store
-from models.architectures import ScratchEncoder
 from models.classifier import load
 from models.feed import Feed
 from models.settings import InputError
@@ -80,7 +79,9 @@ def undisturbed(store: Store, prepared: Artifact, encoder: Path, ray_session: No
     return task
 
 
-@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize(
+    "workers", [3, pytest.param(2, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)]
+)
 def test_any_number_of_workers_ends_in_the_same_bits(
     workers: int, undisturbed: Task, store: Store, prepared: Artifact
 ) -> None:
@@ -133,7 +134,9 @@ def calm(store: Store, prepared: Artifact, encoder: Path, ray_session: None) -> 
     return task
 
 
-@pytest.mark.parametrize("sign", [CHECKPOINT, None], ids=["while it trains", "while it starts"])
+@pytest.mark.parametrize(
+    "sign", [CHECKPOINT, pytest.param(None, marks=pytest.mark.slow)], ids=["while it trains", "while it starts"]
+)
 def test_a_killed_worker_changes_nothing(
     sign: str | None, calm: Task, store: Store, prepared: Artifact, encoder: Path
 ) -> None:
@@ -183,42 +186,6 @@ def test_the_result_loads_as_any_classifier(undisturbed: Task) -> None:
     inputs = tokenizer("word2 word4 word6", return_tensors="pt")
     torch.testing.assert_close(theirs(**inputs).logits, ours(**inputs).logits)
     assert spec.labels[0].name == "sentiment"
-
-
-def test_it_learns_and_only_the_head_where_asked(
-    store: Store, prepared: Artifact, encoder: Path, ray_session: None
-) -> None:
-    task = make_task(store, prepared, "head", encoder=str(encoder), tune="head", epochs=1, trackers=("tensorboard",))
-    finetune.run(task)
-    before, after = load_file(str(encoder / "model.safetensors")), weights(task)
-    assert all(torch.equal(after[f"bert.{name}"], value) for name, value in before.items())
-    assert list((task.out / "tensorboard").iterdir())
-    assert "Training loss" in (task.out / "report.html").read_text()
-
-
-def test_from_scratch_with_balanced_classes_and_early_stopping(
-    store: Store, prepared: Artifact, ray_session: None
-) -> None:
-    task = make_task(
-        store,
-        prepared,
-        "scratch",
-        encoder=ScratchEncoder(hidden_size=32, layers=1, heads=2, dropout=0.0),
-        class_weights="balanced",
-        label_smoothing=0.1,
-        epochs=30,
-        patience=1,
-        learning_rate=1e-5,
-    )
-    metrics = finetune.run(task)
-    assert metrics["stopped_early"]
-    assert metrics["epochs"] < 30
-
-
-def test_divergence_is_told_in_a_sentence(store: Store, prepared: Artifact, encoder: Path, ray_session: None) -> None:
-    task = make_task(store, prepared, "diverged", encoder=str(encoder), learning_rate=1e30, clip=1e30)
-    with pytest.raises(InputError, match=r"epoch 0, step \d+.*learning[_ ]rate"):
-        finetune.run(task)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -35,6 +34,7 @@ from pipelines.training.lanes import feed_over
 from pipelines.training.pace import Pace
 from pipelines.training.state import LeftError
 from pipelines.training.worker import WorkerJob, train_lanes
+from tests.groups import run_group
 from tests.pipelines.tiny import TOPIC, make_encoder, make_prepared
 
 LANES, MICROBATCH, EPOCHS = 4, 4, 2
@@ -99,7 +99,7 @@ def train_on(
     """Runs the jobs in new processes, one after another."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    mp.spawn(_worker, (workers, port, jobs, leave_after, harm), nprocs=workers)
+    run_group(_worker, (workers, port, jobs, leave_after, harm), workers)
 
 
 class Run:

@@ -222,6 +222,11 @@ def test_it_stops_early_by_the_metric_asked_for(run: Run, bert: Path) -> None:
     assert metrics["best_epoch"] == 1
 
 
+def test_divergence_is_told_in_a_sentence(run: Run, bert: Path) -> None:
+    with pytest.raises(InputError, match=r"epoch 0, step \d+.*learning[_ ]rate"):
+        run({"encoder": str(bert), "learning_rate": 1e30, "clip": 1e30})
+
+
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_steps_without_texts_change_nothing(run: Run, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unmerged(split: SplitIndex, lanes: int, microbatch: int, seed: int) -> Feed:
