@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ hypothesis.settings.register_profile("shoal", deadline=None)
 hypothesis.settings.load_profile("shoal")
 # Runs of seconds: their end, and a lost worker, are noticed at the next health check.
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
+
+
+def pytest_runtest_setup() -> None:
+    """Where SHOAL_TESTS_UNTIL (in seconds since 1970) is over, skips: rather some tests less than no verdict."""
+    if time.time() > float(os.environ.get("SHOAL_TESTS_UNTIL", "inf")):
+        pytest.skip("the time that there was for tests is over")
 
 
 @pytest.fixture(scope="session")
