@@ -116,7 +116,7 @@ def heavy_load(url: str) -> Iterator[None]:
 def one(serve: Serve) -> str:
     """The URL of an endpoint with one replica, which grows to two under load."""
     url = serve()
-    wait_until(lambda: replicas() == 1 and not replicas("STOPPING"))
+    wait_until(lambda: replicas() == 1 and len(processes("ray::ServeReplica")) == 1)
     return url
 
 
@@ -203,7 +203,7 @@ def test_at_rest_a_request_wakes_a_replica_and_is_answered(serve: Serve, tmp_pat
 def two(serve: Serve) -> str:
     """The URL of an endpoint with two replicas."""
     url = serve(min_replicas=2)
-    wait_until(lambda: replicas() == 2 and not replicas("STOPPING"))
+    wait_until(lambda: replicas() == 2 and len(processes("ray::ServeReplica")) == 2)
     return url
 
 
