@@ -84,6 +84,13 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RefusingWrites]:
 
 
 @pytest.fixture
+def hub_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hugging Face hub is not to be reached, and nobody tries for long."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
 def bucket(s3_server: RefusingWrites) -> str:
     """An empty bucket on it."""
     return "s3://shoal"

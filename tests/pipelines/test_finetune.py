@@ -244,7 +244,7 @@ def test_all_workers_skip_what_one_has_no_memory_for(
     assert read_json(together.out / "skipped.json") == read_json(alone.out / "skipped.json")
 
 
-def test_an_encoder_that_is_none_is_told(tmp_path: Path) -> None:
+def test_an_encoder_that_is_none_is_told(tmp_path: Path, hub_away: None) -> None:
     with pytest.raises(InputError, match=r"is no encoder: there is no config.json"):
         finetune.externals(FinetuneSettings(encoder=str(tmp_path)))
     with pytest.raises(InputError, match="does not exist"):

@@ -186,7 +186,7 @@ def test_a_fetch_without_room_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         read(settings(f"hub://{tmp_path}/copy"), fetched=tmp_path / "fetched")
 
 
-def test_hub_datasets_become_parquet_once(tmp_path: Path) -> None:
+def test_hub_datasets_become_parquet_once(tmp_path: Path, hub_away: None) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "train.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
