@@ -46,7 +46,6 @@ UNWATCHED = {
     "RAY_enable_open_telemetry": "0",
     "RAY_event_stats": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "600000",
-    "RAY_DASHBOARD_AGENT_LOOP_MONITOR_INTERVAL_S": "60",
 }
 
 

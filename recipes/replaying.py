@@ -1,5 +1,6 @@
 """Replaying labelled texts: what a version answers to them, and how well."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ from pipelines.evaluating.calibration import reliability
 from pipelines.metrics import decision_metrics
 from pipelines.predicting.reading import read_tables, textless_rows, unreadable_rows
 from pipelines.preparing.data import DataSettings
-from pipelines.preparing.formats import look
-from pipelines.preparing.sources import check_columns, expand
+from pipelines.preparing.formats import Source, look
+from pipelines.preparing.sources import expand
 from serve.gates import Replayed
 
 TEXT = "text"
@@ -27,7 +28,7 @@ Answer = Callable[[list[Text]], list[dict[str, Any]]]
 
 
 def read_labelled(reference: str, rows: int, *, pair: bool = False) -> list[dict[str, Any]]:
-    """The first rows of labelled files, of all kinds and at all places that a recipe's `data.source` may name.
+    """The first rows of labelled files, of all forms that a recipe's data may have.
 
     Args:
         reference: a file, a folder, or a glob.
@@ -40,23 +41,57 @@ def read_labelled(reference: str, rows: int, *, pair: bool = False) -> list[dict
     settings = DataSettings(source=reference, text=TEXT, text_pair=PAIR if pair else None)
     found: list[dict[str, Any]] = []
     try:
-        sources = [source for path in expand(reference) for source in look(path, settings, None)]
-        for source in sources:
-            check_columns(source, settings)
-            number = 1
-            for table in read_tables(source, settings, min(rows, _READ_ROWS)):
-                lost = {*unreadable_rows(table), *textless_rows(table)}
-                for place, row in enumerate(table.slice(0, rows - len(found)).to_pylist()):
-                    for column in settings.text_columns:
-                        if place in lost or not (row[column] or "").strip():
-                            raise InputError(f"row {number} of {source.path} has no text in its column {column}.")
-                    found.append(row)
-                    number += 1
+        for path in expand(reference):
+            for source in look(path, settings, None):
+                found += _read(source, settings, rows - len(found))
                 if len(found) == rows:
                     return found
     except InputError as error:
         raise InputError(f"replay: {error}") from error
+    if not found:
+        raise InputError(f"replay: {reference} has no rows.")
     return found
+
+
+def _read(source: Source, settings: DataSettings, rows: int) -> list[dict[str, Any]]:
+    """The first rows of one file. What is told of a mistake is kept in the store, so it quotes nothing of the file.
+
+    Raises:
+        InputError: it cannot be read, or has no texts where they should be.
+    """
+    if missing := [column for column in settings.text_columns if column not in source.columns]:
+        raise InputError(f"{source.path} has no column {missing[0]}.")
+    columns = " or ".join(settings.text_columns)
+    found: list[dict[str, Any]] = []
+    try:
+        for table in read_tables(source, settings, min(rows, _READ_ROWS)):
+            lost = {*unreadable_rows(table), *textless_rows(table)}
+            for place, row in enumerate(table.slice(0, rows - len(found)).to_pylist()):
+                if place in lost or not all((row.get(column) or "").strip() for column in settings.text_columns):
+                    raise _TextlessError(f"row {len(found) + 1} of {source.path} has no text in its column {columns}.")
+                found.append(row | _named(row, source.class_names))
+            if len(found) == rows:
+                break
+    except _TextlessError:
+        raise
+    except InputError as error:
+        line = re.search(r"\bline \d+\b", str(error))
+        where = f", {line.group()}," if line else ""
+        raise InputError(f"{source.path}{where} cannot be read as {source.format}.") from error
+    return found
+
+
+class _TextlessError(InputError):
+    """A row has no text."""
+
+
+def _named(row: Mapping[str, Any], class_names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The labels that a file records by their numbers."""
+    return {
+        column: [names[each] for each in row[column]] if isinstance(row[column], list) else names[row[column]]
+        for column, names in class_names.items()
+        if row.get(column) is not None
+    }
 
 
 def replayed(
@@ -98,7 +133,7 @@ def _scored(
 
 def _truth(column: LabelColumn, label: Any, row: int) -> Any:
     names = label if isinstance(label, list) else [label]
-    names = [str(name) for name in names]
+    names = [str(name).lower() if isinstance(name, bool) else str(name) for name in names]
     for name in names:
         if name not in column.classes:
             raise InputError(

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from cluster.connect import is_own
 from cluster.registry import STABLE, Registry
+from cluster.store import ClusterError
 from cluster.versions import Reference, Version
 from models.settings import InputError
 from recipes.endpoint import answer_rows, ask, key_to_ask_with
@@ -16,10 +17,11 @@ from recipes.printing import console_on, plain_table
 from recipes.registering import register, registered_sentence
 from recipes.rolling_out import LiveEndpoint
 from recipes.running import completed, durable, planned, progress_on, stay, working
-from serve.app import is_ours, serve_model, stop, turn_others
+from serve.app import serve_model, stop, turn_others
 from serve.following import Follower
 from serve.model import ServedModel
 from serve.others import Others
+from serve.ownership import Standing, standing
 from serve.registered import answering_model
 from serve.rolling import Rolling
 from serve.settings import ServeSettings
@@ -43,6 +45,7 @@ def serve_recipe(recipe: Path, overrides: Sequence[str] | None, asked: Sequence[
         version, new = register(registry, loaded.name, artifacts, recipe=loaded.name)
         others = Others(registry, loaded.serve)
         model = answering_model(version, registry, loaded.serve)
+        _check_nobody_serves(asked)
         url = serve_model(loaded.serve, model, store=store.root, others=others.served())
         try:
             tell(f"{registered_sentence(version, new=new)} {_made_stable(registry, version.name, version.number)}")
@@ -84,6 +87,7 @@ def serve_registered(reference: str, store_url: str, overrides: Sequence[str], a
     key = key_to_ask_with(settings) if asked else None
     others = Others(registry, settings)
     with working(store_url, watched=not asked) as terminal:
+        _check_nobody_serves(asked)
         url = serve_model(settings, model, store=registry.store.root, others=others.served())
         try:
             if asked:
@@ -129,17 +133,38 @@ def _stay(look: Callable[[], None], tell: Callable[[str], None]) -> None:
 
     def go_on() -> bool:
         nonlocal told
-        if is_ours():
-            look()
-        elif not is_own():
-            tell("Another process serves on this cluster now; the endpoint is left to it.")
-            return False
-        elif not told:
-            told = True
-            tell("Another process serves on this cluster now, which ends with this process: Ctrl-C stops both.")
+        match _standing():
+            case "ours":
+                look()
+            case "gone":
+                tell("Another process has taken the endpoint down.")
+                return False
+            case "another's" if not is_own():
+                tell("Another process serves on this cluster now; the endpoint is left to it.")
+                return False
+            case "another's" if not told:
+                told = True
+                tell("Another process serves on this cluster now, which ends with this process: Ctrl-C stops both.")
         return True
 
     stay(go_on, _LOOK_S)
+
+
+def _standing() -> Standing | None:
+    try:
+        return standing()
+    except Exception:  # The head may be away for a while.
+        return None
+
+
+def _check_nobody_serves(asked: Sequence[str]) -> None:
+    """Makes sure that what is served to be asked, and taken down then, takes nobody's place.
+
+    Raises:
+        ClusterError: somebody serves on this cluster.
+    """
+    if asked and standing() != "gone":
+        raise ClusterError("this cluster serves already, and --ask would take that endpoint's place; ask it over HTTP.")
 
 
 def following(

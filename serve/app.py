@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Mapping
 from typing import Any
-from uuid import uuid4
 
 import ray
 from ray import serve as ray_serve
@@ -19,12 +18,12 @@ from cluster.store import ClusterError
 from models.settings import InputError
 from serve import shedding
 from serve.classifier import Classifier
-from serve.exchange import Exchange
 from serve.exposure import check_exposure
 from serve.guard import SETTINGS_VARIABLE, STORE_VARIABLE
 from serve.ingress import start_ingress, stop_ingress, url_of
 from serve.model import ServedModel
 from serve.names import with_names
+from serve.ownership import claiming, give_up, standing
 from serve.scaling import TokenPolicy
 from serve.settings import ServeSettings
 from serve.traffic import read_table, remove_table, write_table
@@ -39,8 +38,6 @@ _SURGE_PERCENT = 20
 
 _ROOM_S = 600.0
 """Seconds that a replica for other versions has to start, a new node included."""
-
-_OURSELVES = uuid4().hex
 
 
 def serve_model(
@@ -74,30 +71,22 @@ def serve_model(
     what = "a replica" if replicas == 1 else f"{replicas} replicas"
     room_for(replicas * settings.cpus, replicas * settings.gpus, what, "serve.min_replicas, serve.cpus or serve.gpus")
     sheds = start_ingress(settings)
-    before = read_table()
-    at = {name: publish_version(each) for name, each in (others or {}).items()}
-    table = next_table(model=model.as_json(), others=at, candidate=None)
-    try:
-        if others:
-            _deploy_versions(settings, store)
-        _deploy(settings, store, sheds=sheds)
-        await_replicas(table)
-    except ClusterError:
-        if before is not None:
-            write_table(before.model_copy(update={"revision": table.revision + 1}))
-        raise
-    _owner().put(_OURSELVES)
+    with claiming():
+        before = read_table()
+        at = {name: publish_version(each) for name, each in (others or {}).items()}
+        table = next_table(model=model.as_json(), others=at, candidate=None)
+        try:
+            if others:
+                _deploy_versions(settings, store)
+            _deploy(settings, store, sheds=sheds)
+            await_replicas(table)
+        except BaseException:  # Ctrl-C too.
+            if before is not None:
+                write_table(before.model_copy(update={"revision": table.revision + 1}))
+            raise
+        if before is not None and not others:
+            stop_versions()  # Whose settings are the former endpoint's.
     return url_of(settings)
-
-
-def _owner() -> Exchange:
-    """Where the process is told that has brought the endpoint to what it is."""
-    return Exchange("shoal-endpoint", "owner")
-
-
-def is_ours() -> bool:
-    """Whether no other process of this cluster has served since this one did."""
-    return _owner().get() in (None, _OURSELVES)
 
 
 def turn_others(others: Mapping[str, ServedModel]) -> None:
@@ -192,10 +181,11 @@ def _options(settings: ServeSettings, store: UPath | None, name: str, *, sheds: 
 
 def stop() -> None:
     """Takes the endpoint down, its HAProxy too; unless another process has served since, whose it is."""
-    if is_ours():
+    if standing() in ("ours", "gone"):
         stop_ingress()
+    if standing() in ("ours", "gone"):  # Another one may have come meanwhile.
         remove_table()
-        _owner().remove()
+        give_up()
 
 
 def _fits_one_more(settings: ServeSettings) -> bool:

@@ -26,7 +26,7 @@ class Plan(Settings):
 
     replay: str | None = Field(
         None,
-        description="Labelled texts that both versions answer first: a file, folder or glob of any form that "
+        description="Labelled texts that both versions answer first: a file, a folder or a glob, of any form that "
         "`data.source` may have, with a column `text` (for pairs also `pair`) and one for each label column.",
     )
     replay_rows: int = Field(1000, ge=1, description="Of these, how many: the first.")

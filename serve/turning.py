@@ -36,10 +36,11 @@ def turn(**changes: Any) -> Table:
     try:
         await_replicas(table)
     except ClusterError:
-        back = before.model_copy(update={"revision": table.revision + 1})
-        write_table(back)
-        with contextlib.suppress(ClusterError):
-            await_replicas(back)
+        if _latest() == table.revision:
+            back = before.model_copy(update={"revision": table.revision + 1})
+            write_table(back)
+            with contextlib.suppress(ClusterError):
+                await_replicas(back)
         raise
     return table
 
@@ -48,7 +49,7 @@ def await_replicas(table: Table) -> None:
     """Returns when all replicas follow the table.
 
     Raises:
-        ClusterError: one cannot do what the table asks, or they take too long.
+        ClusterError: one cannot do what the table asks, they take too long, or another process wrote a later table.
     """
     until = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < until:
@@ -59,8 +60,15 @@ def await_replicas(table: Table) -> None:
         following = sum(each.revision == table.revision for each in told)
         if following >= running_replicas(APPLICATION) and all(each.revision >= table.revision for each in told):
             return
+        if _latest() > table.revision:
+            raise ClusterError("another process has turned the endpoint to something else meanwhile.")
         time.sleep(0.2)
     raise ClusterError(f"after {_TIMEOUT_S:g} s not all replicas answer by what was asked for; their logs say why.")
+
+
+def _latest() -> int:
+    table = read_table()
+    return table.revision if table else 0
 
 
 def running_replicas(name: str) -> int:

@@ -325,7 +325,7 @@ def test_an_interrupted_run_says_so_and_goes_on(longer: Path, tmp_path: Path, se
     assert_same_artifacts(tmp_path / "store", longer.parent / "store")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_run_killed_at_twenty_moments_ends_alike(longer: Path, tmp_path: Path) -> None:
     """Each time the command and all of its Ray processes are killed at once."""

@@ -148,8 +148,10 @@ class Endpoint:
     meanwhile: Callable[[], None] = lambda: None
     stays: bool = True
     """Whether it went on after the first look."""
-    ours: bool = True
-    """Whether no other process has served since."""
+    standing: str = "ours"
+    """To the endpoint, once this process has served."""
+    own: bool = False
+    """Whether it made its cluster."""
     dead: str = ""
     """The fingerprint of a classifier that does not start."""
 
@@ -187,7 +189,8 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     monkeypatch.setattr(serving, "stay", found.stay)
     monkeypatch.setattr(serving, "serve_model", found.serve_model)
     monkeypatch.setattr(serving, "turn", found.turn)
-    monkeypatch.setattr(serving, "is_ours", lambda: found.ours)
+    monkeypatch.setattr(serving, "standing", lambda: found.standing if found.served else "gone")
+    monkeypatch.setattr(serving, "is_own", lambda: found.own)
     return found
 
 
@@ -234,19 +237,30 @@ def test_serving_a_model_follows_its_alias(made: Made, command: Command, endpoin
     assert endpoint.served == [(each, ServeSettings(port=8123, engine="torch")) for each in tuned]
 
 
-def test_the_endpoint_is_left_to_another_process_that_serves(made: Made, command: Command, endpoint: Endpoint) -> None:
+@pytest.mark.parametrize(
+    ("standing", "own", "stays", "told"),
+    [
+        ("another's", False, False, "Another process serves on this cluster now; the endpoint is left to it."),
+        ("another's", True, True, "Another process serves on this cluster now, which ends with this process: Ctrl-C"),
+        ("gone", False, False, "Another process has taken the endpoint down."),
+        ("claimed", False, True, ""),
+    ],
+)
+def test_what_another_process_serves_is_left_alone(
+    standing: str, own: bool, stays: bool, told: str, made: Made, command: Command, endpoint: Endpoint
+) -> None:
     command("models", "register", made.recipe, "--alias", "stable")
     registry = Registry(made.store)
     command("models", "register", made.recipe, "finetune.epochs=2")
 
     def another() -> None:
         registry.set_alias("salads", "stable", 2)
-        endpoint.ours = False
+        endpoint.standing, endpoint.own = standing, own
 
     endpoint.meanwhile = another
     outcome = command("serve", "--model", "salads", "--store", made.place)
-    assert (outcome.status, endpoint.stays) == (0, False), outcome.err
-    assert "Another process serves on this cluster now; the endpoint is left to it." in outcome.out
+    assert (outcome.status, endpoint.stays) == (0, stays), outcome.err
+    assert told in outcome.out
     assert len(endpoint.served) == 1, "whose alias it follows no longer"
 
 

@@ -12,7 +12,7 @@ import pytest
 from cluster.store import Store
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_reuters_with_its_store_on_s3(bucket: str, tmp_path: Path) -> None:
     environment = os.environ | {"SHOAL_LOGS": str(tmp_path / "logs")}

@@ -33,9 +33,14 @@ def assert_exact(found: dict[str, Any], interruptions: int) -> None:
     assert all(group.get("cause", "") for group in found["groups"][:-1])
 
 
-def test_a_run_whose_nodes_come_and_go_is_the_run_of_one_worker(tmp_path: Path) -> None:
-    found = disturbed(tmp_path, 1, ["drain", "raylet"])
-    assert_exact(found, interruptions=2)
+@pytest.mark.parametrize(
+    "events",
+    [["drain", "raylet"], pytest.param(["worker", "drain", "raylet", "add"], marks=pytest.mark.slow)],
+    ids=["go", "come and go"],
+)
+def test_a_run_whose_nodes_come_and_go_is_the_run_of_one_worker(events: list[str], tmp_path: Path) -> None:
+    found = disturbed(tmp_path, 1, events)
+    assert_exact(found, interruptions=min(3, len(events)))
     assert len({group["workers"] for group in found["groups"]}) > 1
     drained = [group for group in found["groups"] if "taken away" in group.get("cause", "")]
     assert drained

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 
 from models.labels import LabelColumn
 from models.settings import InputError
@@ -36,9 +35,13 @@ def test_files_of_samples_are_read_in_turn_as_far_as_is_asked_for(tmp_path: Path
 
 def test_rows_of_other_forms(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text,mood\n"so, so",\nfine,good\n', encoding="utf-8")
-    pq.write_table(pa.table({"text": ["one"], "mood": ["bad"]}), tmp_path / "b.parquet")
+    table = Dataset.from_dict(
+        {"text": ["one"], "mood": [1]}, Features(text=Value("string"), mood=ClassLabel(names=["good", "bad"]))
+    )
+    table.to_parquet(tmp_path / "b.parquet")
     rows = read_labelled(str(tmp_path), 9)
     assert texts(rows) == ["so, so", "fine", "one"]
+    assert rows[2]["mood"] == "bad", "which the file has as a number"
 
     def always_good(asked: list[Text]) -> list[dict[str, Any]]:
         return [{"labels": {"mood": {"probabilities": {"bad": 0.2, "good": 0.8}}}} for _ in asked]
@@ -58,7 +61,7 @@ def test_pairs_are_asked_as_pairs(tmp_path: Path) -> None:
     replayed(read_labelled(str(path), 9, pair=True), [MOOD], answer, 2, pair=True)
     assert asked == [["a", "b"]]
     write_rows(path, {"text": "a", "mood": "good"})
-    with pytest.raises(InputError, match=r"replay: .* has no column 'pair'"):
+    with pytest.raises(InputError, match=r"replay: .* has no column pair"):
         read_labelled(str(path), 9, pair=True)
 
 
@@ -68,7 +71,11 @@ def test_pairs_are_asked_as_pairs(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a"}\n{"text": " "}\n', "row 2 of .*a.jsonl has no text in its column text"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ["b"]}\n', "row 2 of .*a.jsonl has no text in its column text"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "row 2 of .*a.jsonl has no text in its column text"),
-        ("a.jsonl", b'{"words": "a"}\n', "has no column 'text'; there are words"),
+        ("a.jsonl", b'{"words": "a"}\n', "a.jsonl has no column text"),
+        ("a.jsonl", b'{"text": "a"}\n' * 1000 + b'{"words": "b"}\n', "row 1001 of .*a.jsonl has no text"),
+        ("a.jsonl", b'{"text": "a"}\n"Jane Doe"\n', "a.jsonl, line 2, cannot be read as jsonl"),
+        ("a.csv", b"Jane Doe,bad\n", "a.csv has no column text"),
+        ("a.csv", b"text\n", "has no rows"),
         ("a.jsonl", b"", "is empty"),
         ("a.parquet", b"PAR", "is not a Parquet file, or is damaged"),
         ("a.bin", b"x", "its name does not tell the format"),
@@ -76,7 +83,8 @@ def test_pairs_are_asked_as_pairs(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_replayed_is_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=f"^replay: .*{told}"):
-        read_labelled(str(tmp_path / name), 9)
+    with pytest.raises(InputError, match=f"^replay: .*{told}") as caught:
+        read_labelled(str(tmp_path / name), 2000)
+    assert "Jane" not in str(caught.value), "it is kept in the store"
     with pytest.raises(InputError, match=r"^replay: .*nothing"):
         read_labelled(str(tmp_path / "nothing.jsonl"), 9)

@@ -27,6 +27,7 @@ from serve.exchange import Exchange
 from serve.haproxy import write_starter
 from serve.keys import create_key
 from serve.model import ServedModel
+from serve.ownership import claiming, standing
 from serve.settings import ServeSettings
 from tests.serve.endpoint import post, problem_of, raw
 from tests.small_classifiers import CORPUS, make_classifier
@@ -248,14 +249,36 @@ def test_an_endpoint_that_another_process_serves_by_now_is_left_to_it(url: str) 
     owner = Exchange("shoal-endpoint", "owner")
     ours = owner.get()
     assert ours
-    owner.put("another")
+    assert standing() == "ours"
     try:
-        assert not app.is_ours()
-        app.stop()
-        assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+        for page, found in (
+            ({"owner": "another"}, "another's"),
+            ({"claimed_by": "another", "claimed_at": time.time()}, "claimed"),
+            ({"owner": "another", "claimed_by": "a third", "claimed_at": time.time() - 10_000}, "another's"),
+        ):
+            owner.put(json.dumps(json.loads(ours) | page))
+            assert standing() == found
+            app.stop()
+            assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
     finally:
         owner.put(ours)
-    assert app.is_ours()
+
+
+def test_a_claim_that_fails_gives_the_endpoint_back(url: str) -> None:
+    owner = Exchange("shoal-endpoint", "owner")
+    ours = owner.get()
+    assert ours
+    owner.put(theirs := json.dumps({"owner": "another"}))
+    try:
+        with pytest.raises(KeyboardInterrupt), claiming():
+            raise KeyboardInterrupt
+        assert json.loads(owner.get() or "")["owner"] == json.loads(theirs)["owner"]
+        assert standing() == "another's"
+        with claiming():
+            pass
+        assert standing() == "ours"
+    finally:
+        owner.put(ours)
 
 
 def test_a_taken_port_is_told(ray_session: None, url: str, folder: Path) -> None:
