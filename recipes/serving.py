@@ -39,13 +39,13 @@ def serve_recipe(recipe: Path, overrides: Sequence[str] | None, asked: Sequence[
     loaded, store, stages = planned(recipe, overrides)
     key = key_to_ask_with(loaded.serve) if asked else None
     with working(loaded.store, watched=not asked) as terminal:
+        _check_nobody_serves(asked)
         tell = _telling(console_on(terminal.out))
         artifacts = completed(stages, store, progress_on(terminal.err), loaded.name)
         registry = Registry(store, tell)
         version, new = register(registry, loaded.name, artifacts, recipe=loaded.name)
         others = Others(registry, loaded.serve)
         model = answering_model(version, registry, loaded.serve)
-        _check_nobody_serves(asked)
         url = serve_model(loaded.serve, model, store=store.root, others=others.served())
         try:
             tell(f"{registered_sentence(version, new=new)} {_made_stable(registry, version.name, version.number)}")

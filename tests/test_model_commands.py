@@ -264,6 +264,19 @@ def test_what_another_process_serves_is_left_alone(
     assert len(endpoint.served) == 1, "whose alias it follows no longer"
 
 
+def test_who_only_asks_takes_nobody_s_place(
+    made: Made, command: Command, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("models", "register", made.recipe, "--alias", "stable")
+    monkeypatch.setattr(serving, "standing", lambda: "another's")
+    for arguments in (["--model", "salads", "--store", made.place], [made.recipe]):
+        outcome = command("serve", *arguments, "--ask", "late")
+        assert (outcome.status, endpoint.served) == (2, [])
+        assert (
+            "this cluster serves already, and --ask would take that endpoint's place; ask it over HTTP." in outcome.err
+        )
+
+
 def test_help_has_examples(command: Command) -> None:
     for name in ("register", "list", "show", "alias", "remove-alias"):
         outcome = command("models", name, "--help")
