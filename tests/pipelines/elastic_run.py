@@ -39,12 +39,12 @@ def main(folder: Path, seed: int, events: list[str]) -> dict[str, Any]:
     playground = Playground(3)
     ray.init(address=playground.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     store = Store.open(str(folder / "store"))
-    prepared = make_prepared(store, rows=2000)
+    prepared = make_prepared(store, rows=1000)
     encoder = make_encoder(folder / "encoder", width=64)
 
     def run(name: str, **settings: Any) -> Artifact:
         chosen = FinetuneSettings(
-            encoder=str(encoder), microbatch=4, epochs=2 + 3 * len(events), trackers=(), resize_seconds=5, **settings
+            encoder=str(encoder), microbatch=4, epochs=2 + 5 * len(events), trackers=(), resize_seconds=5, **settings
         )
         out = store.folder("finetune", name)
         metrics = finetune.run(Task(chosen, {"prepare": prepared}, out, Progress(), "elastic"))
