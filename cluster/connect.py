@@ -40,7 +40,7 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# Of a cluster that lives as long as one command nobody reads Ray's own metrics; collecting them takes a third of what
+# Of a cluster that lives as long as one command nobody reads Ray's own metrics; collecting them takes a part of what
 # its idle processes cost.
 UNWATCHED = {
     "RAY_enable_open_telemetry": "0",

@@ -1,16 +1,18 @@
 """Replaying labelled texts: what a version answers to them, and how well."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from models.labels import LabelColumn
 from models.settings import InputError
 from pipelines.evaluating.calibration import reliability
 from pipelines.metrics import decision_metrics
 from pipelines.predicting.reading import read_tables, textless_rows, unreadable_rows
+from pipelines.preparing import cells
 from pipelines.preparing.data import DataSettings
 from pipelines.preparing.formats import Source, look
 from pipelines.preparing.sources import expand
@@ -54,7 +56,7 @@ def read_labelled(reference: str, rows: int, *, pair: bool = False) -> list[dict
 
 
 def _read(source: Source, settings: DataSettings, rows: int) -> list[dict[str, Any]]:
-    """The first rows of one file. What is told of a mistake is kept in the store, so it quotes nothing of the file.
+    """The first rows of one file.
 
     Raises:
         InputError: it cannot be read, or has no texts where they should be.
@@ -63,35 +65,34 @@ def _read(source: Source, settings: DataSettings, rows: int) -> list[dict[str, A
         raise InputError(f"{source.path} has no column {missing[0]}.")
     columns = " or ".join(settings.text_columns)
     found: list[dict[str, Any]] = []
+    for table in _tables(source, settings, min(rows, _READ_ROWS)):
+        lost = {*unreadable_rows(table), *textless_rows(table)}
+        for place, row in enumerate(table.slice(0, rows - len(found)).to_pylist()):
+            if place in lost or not all((row.get(column) or "").strip() for column in settings.text_columns):
+                raise InputError(f"row {len(found) + 1} of {source.path} has no text in its column {columns}.")
+            found.append(row)
+        if len(found) == rows:
+            break
+    return found
+
+
+def _tables(source: Source, settings: DataSettings, rows: int) -> Iterator[pa.Table]:
+    """The file's rows, labels that it records by their numbers by their names.
+
+    Raises:
+        InputError: it cannot be read. The sentence is kept in the store, so it quotes nothing of the file.
+    """
     try:
-        for table in read_tables(source, settings, min(rows, _READ_ROWS)):
-            lost = {*unreadable_rows(table), *textless_rows(table)}
-            for place, row in enumerate(table.slice(0, rows - len(found)).to_pylist()):
-                if place in lost or not all((row.get(column) or "").strip() for column in settings.text_columns):
-                    raise _TextlessError(f"row {len(found) + 1} of {source.path} has no text in its column {columns}.")
-                found.append(row | _named(row, source.class_names))
-            if len(found) == rows:
-                break
-    except _TextlessError:
-        raise
+        for table in read_tables(source, settings, rows):
+            named = table
+            for column, names in source.class_names.items():
+                labels, _ = cells.as_text(table[column], names, source.path)
+                named = named.set_column(table.column_names.index(column), column, labels)
+            yield named
     except InputError as error:
         line = re.search(r"\bline \d+\b", str(error))
         where = f", {line.group()}," if line else ""
         raise InputError(f"{source.path}{where} cannot be read as {source.format}.") from error
-    return found
-
-
-class _TextlessError(InputError):
-    """A row has no text."""
-
-
-def _named(row: Mapping[str, Any], class_names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The labels that a file records by their numbers."""
-    return {
-        column: [names[each] for each in row[column]] if isinstance(row[column], list) else names[row[column]]
-        for column, names in class_names.items()
-        if row.get(column) is not None
-    }
 
 
 def replayed(
@@ -119,7 +120,7 @@ def replayed(
 def _scored(
     column: LabelColumn, rows: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
 ) -> Replayed | None:
-    known = [place for place, row in enumerate(rows) if row.get(column.name) not in (None, "")]
+    known = [place for place, row in enumerate(rows) if cells.plain(row.get(column.name)) not in (None, "")]
     if not known:
         return None
     labels = np.array([_truth(column, rows[place][column.name], place + 1) for place in known])
@@ -132,8 +133,8 @@ def _scored(
 
 
 def _truth(column: LabelColumn, label: Any, row: int) -> Any:
-    names = label if isinstance(label, list) else [label]
-    names = [str(name).lower() if isinstance(name, bool) else str(name) for name in names]
+    spelled = cells.plain(label)
+    names = spelled if isinstance(spelled, list) else [spelled]
     for name in names:
         if name not in column.classes:
             raise InputError(

@@ -26,8 +26,8 @@ from serve.names import with_names
 from serve.ownership import claiming, give_up, standing
 from serve.scaling import TokenPolicy
 from serve.settings import ServeSettings
-from serve.traffic import read_table, remove_table, write_table
-from serve.turning import APPLICATION, await_replicas, next_table, running_replicas, turn
+from serve.traffic import read_table, remove_table
+from serve.turning import APPLICATION, await_replicas, next_table, put_back, running_replicas, turn
 from serve.versions import VERSIONS, publish_version, versions_deployment
 
 _BEYOND_QUEUE = 1000
@@ -82,7 +82,7 @@ def serve_model(
             await_replicas(table)
         except BaseException:  # Ctrl-C too.
             if before is not None:
-                write_table(before.model_copy(update={"revision": table.revision + 1}))
+                put_back(before, table)
             raise
         if before is not None and not others:
             stop_versions()  # Whose settings are the former endpoint's.

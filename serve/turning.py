@@ -36,13 +36,20 @@ def turn(**changes: Any) -> Table:
     try:
         await_replicas(table)
     except ClusterError:
-        if _latest() == table.revision:
-            back = before.model_copy(update={"revision": table.revision + 1})
-            write_table(back)
+        if back := put_back(before, table):
             with contextlib.suppress(ClusterError):
                 await_replicas(back)
         raise
     return table
+
+
+def put_back(before: Table, table: Table) -> Table | None:
+    """Writes what stood before a table again, and gives it; does nothing where somebody wrote a later one."""
+    if _latest() != table.revision:
+        return None
+    back = before.model_copy(update={"revision": table.revision + 1})
+    write_table(back)
+    return back
 
 
 def await_replicas(table: Table) -> None:

@@ -36,12 +36,13 @@ def test_files_of_samples_are_read_in_turn_as_far_as_is_asked_for(tmp_path: Path
 def test_rows_of_other_forms(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text,mood\n"so, so",\nfine,good\n', encoding="utf-8")
     table = Dataset.from_dict(
-        {"text": ["one"], "mood": [1]}, Features(text=Value("string"), mood=ClassLabel(names=["good", "bad"]))
+        {"text": ["one", "who knows"], "mood": [1, -1]},
+        Features(text=Value("string"), mood=ClassLabel(names=["good", "bad"])),
     )
     table.to_parquet(tmp_path / "b.parquet")
     rows = read_labelled(str(tmp_path), 9)
-    assert texts(rows) == ["so, so", "fine", "one"]
-    assert rows[2]["mood"] == "bad", "which the file has as a number"
+    assert texts(rows) == ["so, so", "fine", "one", "who knows"]
+    assert [row["mood"] for row in rows[2:]] == ["bad", None], "which the file has as numbers"
 
     def always_good(asked: list[Text]) -> list[dict[str, Any]]:
         return [{"labels": {"mood": {"probabilities": {"bad": 0.2, "good": 0.8}}}} for _ in asked]
@@ -63,6 +64,24 @@ def test_pairs_are_asked_as_pairs(tmp_path: Path) -> None:
     write_rows(path, {"text": "a", "mood": "good"})
     with pytest.raises(InputError, match=r"replay: .* has no column pair"):
         read_labelled(str(path), 9, pair=True)
+
+
+def test_labels_are_spelled_as_training_data_are(tmp_path: Path) -> None:
+    late = LabelColumn(name="late", classes=("true", "false"))
+    path = write_rows(tmp_path / "late.jsonl", {"text": "a", "late": True}, {"text": "b", "late": False})
+
+    def always_late(asked: list[Text]) -> list[dict[str, Any]]:
+        return [{"labels": {"late": {"probabilities": {"true": 0.8, "false": 0.2}}}} for _ in asked]
+
+    (found,) = replayed(read_labelled(str(path), 9), [late], always_late, 2)
+    assert (found.rows, found.macro_f1) == (2, pytest.approx(1 / 3))
+
+
+def test_bytes_that_are_no_text_are_told_beside_labels_that_are_numbers(tmp_path: Path) -> None:
+    features = Features(text=Value("binary"), mood=ClassLabel(names=["good", "bad"]))
+    Dataset.from_dict({"text": [b"fine", b"\xff"], "mood": [0, 1]}, features).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"replay: row 2 of .*a.parquet has no text in its column text"):
+        read_labelled(str(tmp_path / "a.parquet"), 9)
 
 
 @pytest.mark.parametrize(

@@ -244,3 +244,4 @@ def test_a_killed_gateway_costs_a_client_one_retry_at_most(two: str) -> None:
         time.sleep(3)
     print(asked)
     assert set(asked.statuses) == {200}
+    assert asked.retried <= 20
